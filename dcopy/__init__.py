@@ -1,0 +1,43 @@
+"""dcopy: a runnable companion to "Towards Demystifying Representation Learning with
+Non-contrastive Self-supervision" (Wang, Chen, Du, Tian; arXiv 2110.04947)."""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {  # name: the module it lives in; imported on first use, so planning needs no torch
+    "TrainConfig": "config",
+    "DirectCopy": "predictors",
+    "DirectPred": "predictors",
+    "DirectSet": "predictors",
+    "IdentityPredictor": "predictors",
+    "LinearPredictor": "predictors",
+    "MLPPredictor": "predictors",
+    "pretrain": "train",
+    "load_run": "train",
+    "extract_features": "evaluate",
+    "knn_probe": "evaluate",
+    "label_efficiency": "evaluate",
+    "linear_probe": "evaluate",
+    "print_environment": "results",
+}
+_MODULES = (
+    "augment", "config", "data", "evaluate", "models", "plotting", "predictors", "presets", "results",
+    "theory", "train",
+)  # fmt: skip
+
+__all__ = ["__version__", *_PUBLIC, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,231 @@
+"""What a run is: one flat, frozen, validated configuration.
+
+This module and `presets` import nothing heavy, so that the workflow can plan and check a
+hundred runs before the first of them pays for torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+REPOSITORY = "https://github.com/dcopy-project/dcopy"
+
+METHODS = {  # name in code: name in tables and figures
+    "directcopy": "DirectCopy",
+    "directpred": "DirectPred",
+    "directset": "DirectSet",
+    "linear": "SGD linear predictor",
+    "mlp": "BYOL 2-layer predictor",
+    "none": "no predictor",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What follows from the data set; the numbers are those of the small-image protocol."""
+
+    encoder: str  # name in dcopy.models.ENCODERS
+    width: int  # channels of the encoder's first stage
+    image_size: int  # pixels, side of a view
+    augmentation: str  # name in dcopy.augment.RECIPES
+    hidden_dim: int = 512
+    projection_dim: int = 128
+
+
+RECIPES = {
+    "digits": Recipe("conv", 16, 16, "digits", hidden_dim=256, projection_dim=64),
+    "cifar10": Recipe("resnet18-cifar", 64, 32, "cifar"),
+    "cifar100": Recipe("resnet18-cifar", 64, 32, "cifar"),
+    "stl10": Recipe("resnet18", 64, 96, "stl10"),
+    "folder": Recipe("resnet18-cifar", 64, 32, "cifar"),
+}
+
+CHOICES = {
+    "method": tuple(METHODS),
+    "normalize": ("none", "frobenius", "spectral"),
+    "target_start": ("copy", "random"),
+    "batchnorm": ("per-view", "joint"),
+    "precision": ("fp32", "bf16"),
+    "encoder": ("conv", "resnet18-cifar", "resnet18"),
+}
+
+_AT_LEAST_1 = (lambda v: v >= 1, "an integer of at least 1")
+_FRACTION = (lambda v: 0 <= v < 1, "a number in [0, 1)")
+_NOT_NEGATIVE = (lambda v: 0 <= v < math.inf, "a number of at least 0")
+_POSITIVE = (lambda v: 0 < v < math.inf, "a positive number")
+
+RANGES = {
+    "seed": (lambda v: 0 <= v < 2**31, "an integer in [0, 2^31)"),
+    "epochs": _AT_LEAST_1,
+    "batch_size": (lambda v: v >= 2, "an integer of at least 2, for BatchNorm"),
+    "lr": _POSITIVE,
+    "momentum": _FRACTION,
+    "weight_decay": _NOT_NEGATIVE,
+    "ema": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+    "rho": _FRACTION,
+    "eps": _NOT_NEGATIVE,
+    "alpha": _POSITIVE,
+    "freq": _AT_LEAST_1,
+    "width": _AT_LEAST_1,
+    "hidden_dim": _AT_LEAST_1,
+    "projection_dim": _AT_LEAST_1,
+    "image_size": (lambda v: v >= 8, "an integer of at least 8"),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One pretraining run; the defaults are the small-image protocol of the paper.
+
+    The protocol is that of `facebookresearch/luckmatters:ssl/real-dataset`, which the paper
+    follows. A field left at None takes the value of the data set's recipe or of the method.
+
+    Raises:
+        ValueError: a field is outside its range; the message names the value and what is allowed.
+
+    >>> TrainConfig(dataset="digits", method="directpred").eps
+    0.1
+    >>> TrainConfig(rho=1.5)
+    Traceback (most recent call last):
+    ValueError: rho=1.5 is not allowed; it must be a number in [0, 1)
+    """
+
+    dataset: str = "digits"  # digits, cifar10, cifar100, stl10, or folder:PATH
+    method: str = "directcopy"  # one of METHODS
+    seed: int = 0  # gives the streams for weights, order and augmentation
+    epochs: int = 100  # paper: 100, 300, 500
+    batch_size: int = 128  # images, each seen in two views
+    # optimizer: SGD
+    lr: float = 0.03  # constant
+    momentum: float = 0.9
+    weight_decay: float = 4e-4  # L2 on all parameters; eta in the theory
+    # online and target
+    ema: float = 0.996  # momentum of the target's parameters; 0 copies the online network
+    target_start: str = "copy"  # the reference code: random
+    batchnorm: str = "per-view"  # statistics of each view alone, or of both views jointly
+    symmetric_loss: bool = True  # both directions; False: the first view predicts the second
+    # predictor
+    rho: float = 0.3  # running correlation: F <- rho F + (1 - rho) mean(z z^T)
+    eps: float | None = None  # DirectCopy and DirectSet 0.3, DirectPred 0.1
+    alpha: float | None = None  # power in DirectSet(alpha): DirectCopy 1, DirectPred 1/2
+    normalize: str = "none"  # scale F first: none, frobenius, spectral
+    freq: int = 1  # set the predictor every freq steps, SGD in between
+    predictor_bias: bool = False  # learned linear predictor only
+    predictor_symmetric: bool = False  # learned linear predictor only
+    # network
+    encoder: str | None = None
+    width: int | None = None
+    image_size: int | None = None  # pixels, side of a view
+    hidden_dim: int | None = None  # of the projector and of BYOL's 2-layer predictor
+    projection_dim: int | None = None
+    precision: str = "fp32"  # bf16: autocast; correlation, predictor and loss stay float32
+
+    def __post_init__(self):
+        self._check_types()
+        if not self.dataset.startswith("folder:"):
+            names = [name for name in RECIPES if name != "folder"]
+            require("dataset", self.dataset, self.dataset in names, one_of([*names, "folder:PATH"]))
+        require("method", self.method, self.method in METHODS, one_of(METHODS))
+        self._fill()
+        for name, allowed in CHOICES.items():
+            require(name, getattr(self, name), getattr(self, name) in allowed, one_of(allowed))
+        for name, (good, allowed) in RANGES.items():
+            value = getattr(self, name)
+            require(name, value, value is None or good(value), allowed)
+
+    def _check_types(self):
+        types = {"int": int, "float": (int, float), "str": str, "bool": bool}
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), field.type.split(" ")[0]
+            if value is None and "None" in field.type:
+                continue
+            is_bool = isinstance(value, bool)
+            good = isinstance(value, types[kind]) and is_bool == (kind == "bool")
+            require(field.name, value, good, f"of type {kind}")
+            if kind == "float":  # 1 and 1.0 are the same run
+                object.__setattr__(self, field.name, float(value))
+
+    def _fill(self):
+        """Give the fields left at None the value that follows from data set and method."""
+        defaults = {name: getattr(self.recipe, name) for name in _FROM_RECIPE}
+        defaults["eps"] = 0.1 if self.method == "directpred" else 0.3
+        power = {"directcopy": 1.0, "directpred": 0.5}.get(self.method)
+        defaults["alpha"] = power
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.method == "directset":
+            require("alpha", self.alpha, self.alpha is not None, "a positive number with method=directset")
+        else:
+            hint = f"{power} with method={self.method}; other powers are method=directset"
+            require("alpha", self.alpha, self.alpha == power, hint)
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPES[self.dataset.split(":")[0]]
+
+    @property
+    def hash(self) -> str:
+        """Ten hexadecimal digits that name this configuration.
+
+        Taken over the differences from the defaults, so that a field added later with a
+        default that changes nothing leaves the names of finished runs alone.
+        """
+        differences = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+        text = json.dumps(differences, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def name(self) -> str:
+        """Folder of the run, for example `digits-directcopy-seed0-...` with the hash at its end."""
+        dataset = self.dataset.replace("folder:", "folder-").rstrip("/").split("/")[-1]
+        return f"{dataset}-{self.method}-seed{self.seed}-{self.hash}"
+
+    @property
+    def label(self) -> str:
+        """The method as tables and figures write it."""
+        text = METHODS[self.method]
+        if self.method == "directset":
+            text += f"({self.alpha:g})"
+        return text + (f" (freq={self.freq})" if self.freq > 1 else "")
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> TrainConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a name is not a field.
+
+        >>> TrainConfig.from_dict({"epoch": 3})
+        Traceback (most recent call last):
+        ValueError: epoch is not a parameter of a run; known: dataset, method, seed, ...
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"{name} is not a parameter of a run; known: {', '.join(known)}")
+        return cls(**values)
+
+
+_FROM_RECIPE = ("encoder", "width", "image_size", "hidden_dim", "projection_dim")
+
+
+def require(name: str, value, good: bool, allowed: str) -> None:
+    """Raise the one form of message that every bad input gets."""
+    if not good:
+        raise ValueError(f"{name}={value!r} is not allowed; it must be {allowed}")
+
+
+def one_of(names) -> str:
+    return "one of " + ", ".join(names)

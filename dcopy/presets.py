@@ -1,0 +1,113 @@
+"""What `bash run_all.sh NAME` runs: which notebooks, with which parameters, over which runs."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from dataclasses import dataclass, field
+
+from .config import METHODS, TrainConfig, one_of
+
+QUICK_METHODS = (
+    {"method": "directcopy"},
+    {"method": "directpred"},
+    {"method": "directset", "alpha": 2.0},
+    {"method": "linear"},
+    {"method": "mlp"},
+    {"method": "none"},
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named piece of work; `runs` is every variant with every seed."""
+
+    summary: str  # one line for --list: what, on which hardware, how long
+    variants: tuple[dict, ...]  # each: differences from TrainConfig's defaults
+    shared: dict = field(default_factory=dict)  # differences that all variants share
+    seeds: int = 1
+    notebooks: dict[str, dict] = field(default_factory=dict)  # notebook: its parameters
+
+    def runs(self) -> list[TrainConfig]:
+        """One configuration per variant and seed, seeds innermost."""
+        return [
+            TrainConfig(**{**self.shared, **variant}, seed=seed)
+            for variant in self.variants
+            for seed in range(self.seeds)
+        ]
+
+
+PRESETS = {
+    "smoke": Preset(
+        "every notebook and every cell, tiny; a check, not a result (1 minute on 2 cores)",
+        variants=({"method": "directcopy"}, {"method": "none"}),
+        shared={"dataset": "digits", "epochs": 1, "width": 4},
+        notebooks={"01_linear_theory": {}, "02_sample_complexity": {}, "04_linear_probe": {"draws": 2}},
+    ),
+    "quick": Preset(
+        "the paper's story on scikit-learn's digits: six methods, 3 seeds (6 minutes on 2 cores)",
+        variants=QUICK_METHODS,
+        shared={"dataset": "digits", "epochs": 60},
+        seeds=3,
+        notebooks={"01_linear_theory": {}, "02_sample_complexity": {}, "04_linear_probe": {}},
+    ),
+}
+
+
+def get(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those that exist.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} does not exist; it must be {one_of(PRESETS)}")
+    return PRESETS[name]
+
+
+def with_options(preset: Preset, options: list[str]) -> Preset:
+    """Apply `name=value` options of the command line: seeds, methods, or a field of TrainConfig.
+
+    Raises:
+        ValueError: not of that form, a name that is unknown, or a value that a run refuses.
+
+    >>> preset = with_options(get("quick"), ["seeds=2", "methods=directcopy,none", "epochs=5"])
+    >>> [(run.method, run.seed, run.epochs) for run in preset.runs()]
+    [('directcopy', 0, 5), ('directcopy', 1, 5), ('none', 0, 5), ('none', 1, 5)]
+    """
+    known = [item.name for item in dataclasses.fields(TrainConfig) if item.name not in ("seed", "method")]
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals or not text:
+            raise ValueError(f"option {option!r} is not of the form name=value")
+        if name == "methods":
+            preset = _keep_methods(preset, text.split(","))
+        elif name == "seeds":
+            if not text.isdigit() or int(text) < 1:
+                raise ValueError(f"seeds={text!r} is not allowed; it must be an integer of at least 1")
+            preset = dataclasses.replace(preset, seeds=int(text))
+        elif name in known:
+            preset = dataclasses.replace(preset, shared={**preset.shared, name: _literal(text)})
+        else:
+            raise ValueError(f"option {name!r} is unknown; it must be {one_of(['seeds', 'methods', *known])}")
+    preset.runs()  # raises on a value that a run refuses
+    return preset
+
+
+def _keep_methods(preset: Preset, wanted: list[str]) -> Preset:
+    here = {variant["method"] for variant in preset.variants}
+    for method in wanted:
+        if method not in here:
+            allowed = [name for name in METHODS if name in here]
+            raise ValueError(f"methods={method!r} is not in this preset; it must be {one_of(allowed)}")
+    return dataclasses.replace(
+        preset, variants=tuple(variant for variant in preset.variants if variant["method"] in wanted)
+    )
+
+
+def _literal(text: str):
+    """A Python literal where it is one (3, 0.1, True), else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,152 @@
+"""Where results lie and how they are written: the only module that writes files.
+
+Every file appears under a temporary name and is renamed when it is complete, so a reader never
+sees half of one, and a full disk or a kill leaves the file that was there before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+
+def project_root() -> Path:
+    """The checkout that the working directory is in, or the working directory itself (Colab)."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").is_file() and (folder / "dcopy").is_dir():
+            return folder
+    return here
+
+
+def resolve(path: str | Path) -> Path:
+    """`path` as an absolute path; a relative one counts from the project's root.
+
+    So a notebook finds the same results when it is opened in JupyterLab (which works in the
+    notebook's folder) and when papermill runs it (which works in the caller's).
+    """
+    return project_root() / Path(path).expanduser()
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path):
+    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; `path` is as it was before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | Path, value) -> Path:
+    """Write `value` as JSON; NaN and infinity are refused, since JSON has neither."""
+    return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path):
+    """Raises ValueError, naming the file, where it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is not a complete JSON file ({error}); delete it to make it again"
+        ) from None
+
+
+def write_csv(path: str | Path, rows: list[dict]) -> Path:
+    """Write rows that share their keys as CSV, in the order of the first row's keys."""
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return Path(path)
+
+
+def commit() -> str:
+    """The checkout's commit, with `+changes` where tracked files differ from it; else 'unknown'."""
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", "-C", str(project_root()), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def device_name(device) -> str:
+    """The GPU's name, or the processor's model and the number of threads in use."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def provenance(device="cpu") -> dict:
+    """Where a number comes from: commit, versions, device and time, for every result file."""
+    packages = ("dcopy", "torch", "torchvision", "numpy", "scikit-learn")
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), **versions},
+        "device": device_name(device),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def default_device() -> str:
+    """'cuda' where a GPU can be used, else 'cpu'."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def print_environment() -> None:
+    """Say what a notebook runs on: versions, device, and what to change where there is no GPU."""
+    device = default_device()
+    versions = provenance(device)["versions"]
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    print(f"device: {device_name(device)}")
+    if device == "cpu":
+        advice = (
+            "Runtime > Change runtime type > GPU" if "google.colab" in sys.modules else "digits need none"
+        )
+        print(f"no GPU: {advice}; the larger data sets do")

@@ -1,0 +1,154 @@
+"""Data sets as uint8 tensors in memory, with three splits kept apart.
+
+`train` (labelled, for the probe), `unlabeled` (extra images, for pretraining only) and `test`
+(read once, by the evaluation). Pretraining sees `ImageData.pretrain()`, which never holds a
+test image; the probe is fitted on `train` alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images and labels of one data set.
+
+    Args:
+        name: what `load` was asked for, such as `digits` or `folder:PATH`.
+        train: (N, C, H, W) uint8, the labelled training images; may be empty (N = 0).
+        train_labels: (N,) int64, indices into `classes`.
+        test: (M, C, H, W) uint8; may be empty.
+        test_labels: (M,) int64.
+        classes: names of the classes, in the order of the labels.
+        unlabeled: (U, C, H, W) uint8, further images for pretraining, or None.
+
+    Raises:
+        ValueError: dtype or shape of a tensor is wrong, or a label has no class.
+
+    >>> data = load("digits")
+    >>> data.pretrain().shape
+    torch.Size([1297, 1, 16, 16])
+    """
+
+    name: str
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    unlabeled: Tensor | None = None
+
+    def __post_init__(self):
+        splits = {"train": self.train, "test": self.test, "unlabeled": self.unlabeled}
+        for split, images in splits.items():
+            if images is None:
+                continue
+            if images.dtype != torch.uint8 or images.dim() != 4:
+                raise ValueError(f"{split}: uint8 (N, C, H, W) expected, got {_kind(images)}")
+            if images.shape[1:] != self.train.shape[1:]:
+                raise ValueError(
+                    f"{split}: shape {tuple(images.shape)} differs from train, {tuple(self.train.shape)}"
+                )
+        for split, labels in (("train", self.train_labels), ("test", self.test_labels)):
+            if labels.dtype != torch.int64 or labels.shape != (len(splits[split]),):
+                raise ValueError(
+                    f"{split}_labels: int64 ({len(splits[split])},) expected, got {_kind(labels)}"
+                )
+            if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
+                raise ValueError(
+                    f"{split}_labels: values in [0, {len(self.classes)}) expected, "
+                    f"got {labels.min().item()} to {labels.max().item()}"
+                )
+
+    def pretrain(self) -> Tensor:
+        """Return the images for pretraining, train and unlabeled: (N + U, C, H, W) uint8, no test image."""
+        if self.unlabeled is None:
+            return self.train
+        return torch.cat((self.train, self.unlabeled)) if len(self.train) else self.unlabeled
+
+
+def load(name: str) -> ImageData:
+    """Load a data set by name.
+
+    Args:
+        name: `digits`.
+
+    Returns:
+        The data set, its tensors on the CPU and contiguous.
+
+    Raises:
+        ValueError: the name is unknown.
+
+    >>> describe(load("digits"))
+    'digits: 1,297 train, 0 unlabeled, 500 test images of 1x16x16, 10 classes'
+    """
+    if name != "digits":
+        raise ValueError(f"data set {name!r} is not known: digits")
+    return _load_digits()
+
+
+def describe(data: ImageData) -> str:
+    """Return one line with the sizes of the three splits."""
+    unlabeled = 0 if data.unlabeled is None else len(data.unlabeled)
+    size = "x".join(str(n) for n in data.train.shape[1:])
+    return (
+        f"{data.name}: {len(data.train):,} train, {unlabeled:,} unlabeled, {len(data.test):,} test "
+        f"images of {size}, {len(data.classes)} classes"
+    )
+
+
+def check_images(images: Tensor) -> None:
+    """Check a tensor of images that a user passes to pretraining.
+
+    Args:
+        images: (N, C, H, W), N at least 1, C 1 or 3; uint8, or floating point and finite.
+
+    Raises:
+        ValueError: wrong dtype or shape, or NaN or infinity; the message names the first bad image.
+
+    >>> check_images(torch.full((2, 1, 4, 4), float("nan")))
+    Traceback (most recent call last):
+    ValueError: image 0 has NaN or infinite values (2 of 2 images do)
+    """
+    if (
+        not isinstance(images, Tensor)
+        or images.dim() != 4
+        or images.shape[1] not in (1, 3)
+        or 0 in images.shape
+    ):
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"a tensor of shape (N, 1 or 3, H, W) expected, got {got}")
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise ValueError(f"images of dtype uint8 or floating point expected, got {images.dtype}")
+    bad = ~torch.isfinite(images).flatten(1).all(1)  # (N,)
+    if bad.any():
+        first, count = bad.int().argmax().item(), bad.sum().item()
+        raise ValueError(f"image {first} has NaN or infinite values ({count} of {len(images)} images do)")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _load_digits() -> ImageData:
+    """Return scikit-learn's digits, 8x8 with values 0 to 16, upsampled to 16x16 and 0 to 255.
+
+    1,297 train and 500 test images, stratified; the split is fixed, whatever the run's seed.
+    """
+    from sklearn.datasets import load_digits  # its import costs a second that other data sets need not pay
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)  # (1797, 1, 8, 8)
+    images = torch.nn.functional.interpolate(images, scale_factor=2, mode="bilinear")  # (1797, 1, 16, 16)
+    images = images.round().to(torch.uint8)
+    labels = torch.from_numpy(digits.target).long()
+    train, test = train_test_split(range(len(labels)), test_size=500, stratify=labels, random_state=0)
+    classes = tuple(str(digit) for digit in digits.target_names)
+    return ImageData("digits", images[train], labels[train], images[test], labels[test], classes)

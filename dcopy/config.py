@@ -37,7 +37,7 @@ class Recipe:
 
 
 RECIPES = {
-    "digits": Recipe("conv", 16, 16, "digits", hidden_dim=256, projection_dim=64),
+    "digits": Recipe("conv", 32, 16, "digits", hidden_dim=256, projection_dim=64),
     "cifar10": Recipe("resnet18-cifar", 64, 32, "cifar"),
     "cifar100": Recipe("resnet18-cifar", 64, 32, "cifar"),
     "stl10": Recipe("resnet18", 64, 96, "stl10"),

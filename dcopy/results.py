@@ -18,6 +18,11 @@ import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None
+
 
 def project_root() -> Path:
     """The checkout that the working directory is in, or the working directory itself (Colab)."""
@@ -78,6 +83,48 @@ def read_json(path: str | Path):
         raise ValueError(
             f"{path} is not a complete JSON file ({error}); delete it to make it again"
         ) from None
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """One record a line; a last line that a kill cut short is left out."""
+    records = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            records.append(json.loads(line))
+    return records
+
+
+def append_jsonl(path: str | Path, record: dict) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def keep_jsonl(path: str | Path, wanted) -> None:
+    """Drop the records for which `wanted(record)` is false."""
+    records = read_jsonl(path) if Path(path).exists() else []
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records if wanted(record)))
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path, wait: bool = False):
+    """Hold a folder for this process while the block runs; a kill releases it.
+
+    Args:
+        wait: until another process lets go of it, instead of raising.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                message = f"another process is at work in {folder}; wait for it or stop it"
+                raise ValueError(message) from None
+        yield
 
 
 def write_csv(path: str | Path, rows: list[dict]) -> Path:

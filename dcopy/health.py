@@ -1,0 +1,63 @@
+"""Has training collapsed? Measures that need no label, and a verdict.
+
+The loss does not say: it is lowest when every image has the same projection.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+COLLAPSED_STD, PARTIAL_STD = 0.1, 0.5  # of 1/sqrt(D)
+COLLAPSED_RANK, PARTIAL_RANK = 1.5, 3.0  # effective rank of F
+
+
+def projection_std(z: Tensor) -> float:
+    """Standard deviation of the l2-normalized projections, mean over dimensions, times sqrt(D).
+
+    1 where they spread evenly over the sphere, 0 where all are the same point
+    (Chen and He 2021, arXiv 2011.10566, section 4.1).
+
+    Args:
+        z: (N, D) projections of one view.
+    """
+    _, D = z.shape
+    z = torch.nn.functional.normalize(z.detach().float(), dim=1)
+    return (z.std(dim=0).mean() * D**0.5).item()
+
+
+def spectrum(F: Tensor) -> Tensor:
+    """Eigenvalues (D,) of a correlation matrix, descending, clipped at 0, in float64 on the CPU."""
+    F = F.detach().double().cpu()
+    return torch.linalg.eigvalsh((F + F.T) / 2).flip(0).clamp(min=0)
+
+
+def effective_rank(eigenvalues: Tensor) -> float:
+    """exp of the entropy of the eigenvalues scaled to sum 1, between 1 and D (Roy and Vetterli 2007).
+
+    >>> round(effective_rank(torch.tensor([1.0, 1.0, 0.0])), 6)
+    2.0
+    """
+    p = eigenvalues / eigenvalues.sum().clamp(min=torch.finfo(eigenvalues.dtype).tiny)
+    return torch.special.entr(p).sum().exp().item()
+
+
+def verdict(std: float, rank: float) -> str:
+    """healthy, partial collapse or collapsed, from `projection_std` and `effective_rank`."""
+    if std < COLLAPSED_STD or rank < COLLAPSED_RANK:
+        return "collapsed"
+    if std < PARTIAL_STD or rank < PARTIAL_RANK:
+        return "partial collapse"
+    return "healthy"
+
+
+def measure(z: Tensor, F: Tensor) -> dict:
+    """All of the above for one epoch's record; the spectrum with five digits."""
+    eigenvalues = spectrum(F)
+    std, rank = projection_std(z), effective_rank(eigenvalues)
+    return {
+        "projection_std": std,
+        "effective_rank": rank,
+        "verdict": verdict(std, rank),
+        "spectrum": [float(f"{value:.5g}") for value in eigenvalues.tolist()],
+    }

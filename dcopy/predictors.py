@@ -1,0 +1,274 @@
+"""Predictors: what maps the online projection z to a prediction of the target's projection.
+
+All share one interface. `update(z)` sees the projections of one step before they are predicted;
+`forward(z)` predicts. A learned predictor is moved by the optimizer, a set one by `update`.
+The letters are the paper's: F is the correlation of the projections, W_p the predictor.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainConfig, one_of, require
+
+log = logging.getLogger(__name__)
+
+
+class Predictor(nn.Module):
+    """Base of all predictors; keeps the running correlation F of its inputs.
+
+    F <- rho F + (1 - rho) mean(z z^T), neither centred nor normalized, started at the first
+    step's mean (`facebookresearch/luckmatters:ssl/real-dataset/byol_trainer.py`, Accumulator).
+    A learned predictor keeps it too: its spectrum shows whether training has collapsed.
+
+    Args:
+        dim: D, the dimension of the projections.
+        rho: how much of the old F stays at each step, in [0, 1).
+        freq: `set_weight` is called every `freq` steps.
+    """
+
+    def __init__(self, dim: int, rho: float = 0.3, freq: int = 1):
+        super().__init__()
+        require("dim", dim, dim >= 1, "an integer of at least 1")
+        require("rho", rho, 0 <= rho < 1, "a number in [0, 1)")
+        require("freq", freq, freq >= 1, "an integer of at least 1")
+        self.dim, self.rho, self.freq = dim, rho, freq
+        self.steps = 0
+        self.register_buffer("F", torch.zeros(dim, dim))
+
+    @torch.no_grad()
+    def update(self, z: Tensor) -> None:
+        """Move F by one step and set W_p from it, in float32 or better; no gradient flows.
+
+        Args:
+            z: (N, D) projections of one step, both views.
+
+        Raises:
+            ValueError: z has another shape.
+        """
+        if z.ndim != 2 or z.shape[1] != self.dim:
+            raise ValueError(f"z has shape {tuple(z.shape)}; it must be (N, {self.dim})")
+        N, _ = z.shape
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.to(self.F.dtype)
+            correlation = z.T @ z / N  # (D, D)
+            self.F.copy_(correlation if self.steps == 0 else self.F.lerp(correlation, 1 - self.rho))
+            if self.steps % self.freq == 0:
+                self.set_weight()
+        self.steps += 1
+
+    def set_weight(self) -> None:
+        """Set W_p from F; a learned predictor leaves it to the optimizer."""
+
+    # The step count is a plain number, so that a step on the GPU waits for nothing, and a tensor
+    # in the state_dict, so that a checkpoint has it.
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.steps = int(state)
+
+
+class SetPredictor(Predictor):
+    """A linear predictor p = W_p z whose weight is computed from F instead of learned.
+
+    With freq=1 the weight is a buffer. With freq > 1 it is a parameter, which the optimizer moves
+    in between.
+    """
+
+    def __init__(self, dim: int, rho: float, eps: float, freq: int = 1):
+        super().__init__(dim, rho, freq)
+        require("eps", eps, eps >= 0, "a number of at least 0")
+        self.eps = eps
+        self.eigh_fallbacks = 0  # decompositions that the GPU could not do
+        if freq == 1:
+            self.register_buffer("weight", torch.eye(dim))
+        else:
+            self.weight = nn.Parameter(torch.eye(dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, D) -> (N, D). The gradient flows to z, not to the W_p that was set."""
+        return nn.functional.linear(z, self.weight)
+
+    def eigh(self, F: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (D,), ascending and clipped at 0, and eigenvectors (D, D) of a correlation.
+
+        cuSOLVER fails on some matrices of low rank, which is what collapse makes (pytorch/pytorch#105359);
+        those are decomposed on the CPU and counted in `eigh_fallbacks`.
+        """
+        symmetric = (F + F.T) / 2
+        try:
+            s, U = torch.linalg.eigh(symmetric)
+        except torch.linalg.LinAlgError:
+            self.eigh_fallbacks += 1
+            log.warning("eigh failed on %s; fallback %d to the CPU", F.device, self.eigh_fallbacks)
+            s, U = (part.to(F) for part in torch.linalg.eigh(symmetric.cpu().double()))
+        return s.clamp(min=0), U
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, rho={self.rho}, eps={self.eps}, freq={self.freq}"
+
+
+class DirectPred(SetPredictor):
+    """W_p = U diag(sqrt(s / max s) + eps) U^T, where F = U diag(s) U^T.
+
+    Tian et al. 2021 (arXiv 2102.06810), section 3.2; scaling and eps as in
+    `facebookresearch/luckmatters:ssl/real-dataset/byol_trainer.py`, compute_w_corr.
+    It pays for an eigendecomposition at every set; freq=5 is the paper's cheaper variant.
+
+    >>> predictor = DirectPred(dim=2)
+    >>> predictor.update(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))  # F = diag(2, 1/2)
+    >>> predictor.weight
+    tensor([[1.1000, 0.0000],
+            [0.0000, 0.6000]])
+    """
+
+    def __init__(self, dim: int, rho: float = 0.3, eps: float = 0.1, freq: int = 1):
+        super().__init__(dim, rho, eps, freq)
+
+    @torch.no_grad()
+    def set_weight(self) -> None:
+        s, U = self.eigh(self.F)  # (D,), (D, D)
+        p = (s / s.max().clamp(min=torch.finfo(s.dtype).tiny)).sqrt() + self.eps  # (D,)
+        self.weight.copy_((U * p) @ U.T)
+
+
+class DirectSet(SetPredictor):
+    """W_p = F^alpha + eps I, after scaling F as `normalize` says.
+
+    Wang et al. 2021 (arXiv 2110.04947), section 5. Public codes disagree on the scaling: none in
+    `facebookresearch/luckmatters:ssl/real-dataset/byol_trainer.py`, Frobenius norm in
+    `miszkur/SelfSupervisedLearning:models/mlp_head.py`, largest eigenvalue in
+    `fmi-basel/implicit-var-reg:solo/methods/directpred.py`. Here it is an argument.
+    A whole alpha takes matrix products only; others need an eigendecomposition.
+
+    Args:
+        dim: D, the dimension of the projections.
+        alpha: the power, above 0.
+        rho: how much of the old F stays at each step, in [0, 1).
+        eps: added to every eigenvalue, at least 0.
+        normalize: "none", "frobenius" (F / ||F||_F) or "spectral" (F / largest eigenvalue).
+        freq: set W_p every `freq` steps, let the optimizer move it in between.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        alpha: float,
+        rho: float = 0.3,
+        eps: float = 0.3,
+        normalize: str = "none",
+        freq: int = 1,
+    ):
+        super().__init__(dim, rho, eps, freq)
+        require("alpha", alpha, alpha > 0, "a positive number")
+        scales = {"none": None, "frobenius": torch.linalg.matrix_norm, "spectral": self._largest_eigenvalue}
+        require("normalize", normalize, normalize in scales, one_of(scales))
+        self.alpha, self._scale = alpha, scales[normalize]
+        if normalize == "spectral":
+            self.register_buffer("top", torch.ones(dim) / dim**0.5)  # (D,) leading eigenvector
+
+    @torch.no_grad()
+    def set_weight(self) -> None:
+        F = self.F
+        if self._scale is not None:
+            F = F / self._scale(F).clamp(min=torch.finfo(F.dtype).tiny)
+        self.weight.copy_(self._power(F)).diagonal().add_(self.eps)
+
+    def _power(self, F: Tensor) -> Tensor:
+        if self.alpha == int(self.alpha):
+            return torch.linalg.matrix_power(F, int(self.alpha))
+        s, U = self.eigh(F)
+        return (U * s.pow(self.alpha)) @ U.T
+
+    def _largest_eigenvalue(self, F: Tensor, iterations: int = 8) -> Tensor:
+        """Power iteration that goes on from the last step's vector; more turns at the first."""
+        for _ in range(iterations if self.steps else 16 * iterations):
+            self.top.copy_(nn.functional.normalize(F @ self.top, dim=0))
+        return self.top @ F @ self.top
+
+
+class DirectCopy(DirectSet):
+    """W_p = F + eps I: DirectSet(1), the paper's method. No eigendecomposition.
+
+    Wang et al. 2021 (arXiv 2110.04947), section 5.
+
+    >>> predictor = DirectCopy(dim=2, eps=0.3)
+    >>> predictor.update(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))  # F = diag(2, 1/2)
+    >>> predictor.weight
+    tensor([[2.3000, 0.0000],
+            [0.0000, 0.8000]])
+    """
+
+    def __init__(
+        self, dim: int, rho: float = 0.3, eps: float = 0.3, normalize: str = "none", freq: int = 1
+    ):
+        super().__init__(dim, 1, rho, eps, normalize, freq)
+
+
+class LinearPredictor(Predictor):
+    """p = W_p z (+ b), learned by the optimizer (Tian et al. 2021, section 2).
+
+    Args:
+        symmetric: replace W_p by (W_p + W_p^T) / 2 at every step (their Tables 3 and 5).
+    """
+
+    def __init__(self, dim: int, bias: bool = False, symmetric: bool = False, rho: float = 0.3):
+        super().__init__(dim, rho)
+        self.linear = nn.Linear(dim, dim, bias=bias)
+        self.symmetric = symmetric
+
+    @property
+    def weight(self) -> Tensor:
+        return self.linear.weight
+
+    @torch.no_grad()
+    def set_weight(self) -> None:
+        if self.symmetric:
+            self.weight.copy_((self.weight + self.weight.T) / 2)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.linear(z)
+
+
+class MLPPredictor(Predictor):
+    """BYOL's predictor: linear, BatchNorm, ReLU, linear (Grill et al. 2020, arXiv 2006.07733)."""
+
+    def __init__(self, dim: int, hidden: int = 512, rho: float = 0.3):
+        super().__init__(dim, rho)
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
+
+
+class IdentityPredictor(Predictor):
+    """p = z: no predictor. Training collapses; it is here to be seen to (theory, claim 6)."""
+
+    def __init__(self, dim: int, rho: float = 0.3):
+        super().__init__(dim, rho)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z
+
+
+def build_predictor(config: TrainConfig) -> Predictor:
+    """The predictor of a run."""
+    c, dim = config, config.projection_dim
+    builders = {
+        "directcopy": lambda: DirectCopy(dim, c.rho, c.eps, c.normalize, c.freq),
+        "directpred": lambda: DirectPred(dim, c.rho, c.eps, c.freq),
+        "directset": lambda: DirectSet(dim, c.alpha, c.rho, c.eps, c.normalize, c.freq),
+        "linear": lambda: LinearPredictor(dim, c.predictor_bias, c.predictor_symmetric, c.rho),
+        "mlp": lambda: MLPPredictor(dim, c.hidden_dim, c.rho),
+        "none": lambda: IdentityPredictor(dim, c.rho),
+    }
+    return builders[config.method]()

@@ -3,14 +3,24 @@
 `train` (labelled, for the probe), `unlabeled` (extra images, for pretraining only) and `test`
 (read once, by the evaluation). Pretraining sees `ImageData.pretrain()`, which never holds a
 test image; the probe is fitted on `train` alone.
+
+Data sets lie under one root: the argument `root`, else the environment variable DCOPY_DATA, else
+`~/.cache/dcopy`. What torchvision has already put there is used as it is, also when it is read-only.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from .config import RECIPES, one_of, require
+from .results import resolve
 
 
 @dataclass(frozen=True)
@@ -71,24 +81,53 @@ class ImageData:
         return torch.cat((self.train, self.unlabeled)) if len(self.train) else self.unlabeled
 
 
-def load(name: str) -> ImageData:
+def load(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    download: bool = True,
+    mirrors: Sequence[str] | None = None,
+    image_size: int | None = None,
+    skip_bad: bool = False,
+    progress: bool = True,
+) -> ImageData:
     """Load a data set by name.
 
     Args:
-        name: `digits`.
+        name: `digits` (ships with scikit-learn), `cifar10`, `cifar100`, `stl10`, or `folder:PATH`
+            for images of your own, see `dcopy.folder.read`; a relative PATH is taken as by `results.resolve`.
+        root: where data sets and the caches of folders lie; None: DCOPY_DATA, else `~/.cache/dcopy`.
+        download: fetch what is missing.
+        mirrors: addresses of folders to fetch archives from first; None: DCOPY_MIRROR, separated by spaces.
+        image_size: side in pixels to which the images of a folder are brought, 32 by default; the
+            other data sets keep their own.
+        skip_bad: leave unreadable files of a folder out, and say how many, instead of raising.
+        progress: print a line per step, and show a bar where somebody watches.
 
     Returns:
         The data set, its tensors on the CPU and contiguous.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or a folder holds what cannot be used.
+        DownloadError: the data set is missing and could not be fetched; the message says how to
+            place it by hand.
+        OSError: the root cannot be written, and needs to be.
 
     >>> describe(load("digits"))
     'digits: 1,297 train, 0 unlabeled, 500 test images of 1x16x16, 10 classes'
     """
-    if name != "digits":
-        raise ValueError(f"data set {name!r} is not known: digits")
-    return _load_digits()
+    root = resolve(root or os.environ.get("DCOPY_DATA") or "~/.cache/dcopy")
+    kind, _, path = name.partition(":")
+    if kind == "folder" and path:
+        from . import folder
+
+        size = RECIPES["folder"].image_size if image_size is None else image_size
+        return ImageData(name, **folder.read(resolve(path), root, size, skip_bad=skip_bad, progress=progress))
+    known = [*(recipe for recipe in RECIPES if recipe != "folder"), "folder:PATH"]
+    require("name", name, name in known[:-1], one_of(known))
+    if name == "digits":
+        return _load_digits()
+    return _load_torchvision(name, root, download=download, mirrors=mirrors, progress=progress)
 
 
 def describe(data: ImageData) -> str:
@@ -152,3 +191,43 @@ def _load_digits() -> ImageData:
     train, test = train_test_split(range(len(labels)), test_size=500, stratify=labels, random_state=0)
     classes = tuple(str(digit) for digit in digits.target_names)
     return ImageData("digits", images[train], labels[train], images[test], labels[test], classes)
+
+
+def _load_torchvision(name: str, root: Path, **fetching) -> ImageData:
+    """Return CIFAR-10, CIFAR-100 or STL-10 from torchvision's layout.
+
+    CIFAR's batches are pickles. `download.install` checks each against the checksum that
+    torchvision lists for it, so none is unpickled but those that the authors published.
+    """
+    from torchvision import datasets  # a second to import, which digits need not pay
+
+    from .download import install
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[name]
+    install(kind, root, **fetching)
+
+    class Checked(kind):
+        def _check_integrity(self):
+            return True  # a moment ago; or STL-10's three gigabytes would be read again for each split
+
+    if name == "stl10":
+        splits = {split: Checked(root, split=split) for split in ("train", "unlabeled", "test")}
+        images = {split: _tensor(data.data) for split, data in splits.items()}  # (N, 3, 96, 96)
+        labels = {split: splits[split].labels for split in ("train", "test")}
+    else:
+        splits = {split: Checked(root, train=split == "train") for split in ("train", "test")}
+        channels_last = {split: data.data for split, data in splits.items()}  # (N, 32, 32, 3)
+        images = {split: _tensor(array.transpose(0, 3, 1, 2)) for split, array in channels_last.items()}
+        labels = {split: data.targets for split, data in splits.items()}
+    return ImageData(
+        name, images["train"], _labels(labels["train"]), images["test"], _labels(labels["test"]),
+        tuple(splits["train"].classes), images.get("unlabeled"),
+    )  # fmt: skip
+
+
+def _tensor(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def _labels(labels) -> Tensor:
+    return torch.from_numpy(np.asarray(labels, dtype=np.int64))

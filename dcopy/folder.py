@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 import re
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .config import require
+from .decode import decode
 from .download import alone, say
 from .progress import wants_bar
 from .results import atomic, read_json, write_json, write_text
@@ -58,8 +57,7 @@ def read(path: Path, root: Path, image_size: int, *, skip_bad: bool = False, pro
     Layouts: `train/<class>/*`, with optional `test/<class>/*` (`val/` where there is no `test/`)
     and `unlabeled/*`; or `unlabeled/*` alone; or images right in the folder, all unlabelled.
     Class folders and `unlabeled/` are searched in depth; hidden files are not looked at. Each image
-    is turned as its EXIF data say, brought to RGB (16 bits to 8, transparent pixels on white), and
-    its central square is resized to `image_size`, bilinear and antialiased.
+    becomes a square as `decode.decode` says.
 
     Args:
         path: the folder.
@@ -186,28 +184,27 @@ def _threads() -> int:
 
 def _decode_all(listing: Listing, cache: Path, image_size: int, skip_bad: bool, progress: bool) -> None:
     """Write images and labels of each split, and last `meta.json`, the sign of a complete cache."""
+    for left in cache.glob(".*.tmp"):  # by a process that was killed; we hold the lock
+        left.unlink()
     total, threads = len(listing.all_files()), _threads()
-    say(
-        f"{listing.path}: decoding {total:,} images to {image_size}x{image_size}, {threads} threads", progress
-    )
-    show = progress and wants_bar()
+    say(f"{listing.path}: decoding {total:,} images to {image_size} pixels, threads: {threads}", progress)
     skipped = []
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=total, unit="image", disable=not show) as bar:
+
+    def leave_out(file: Path, error: ValueError) -> None:
+        skipped.append(f"{file.relative_to(listing.path)}: {error}")
+        if not skip_bad:
+            raise ValueError(_complaint(listing, skipped)) from error
+
+    hidden = not (progress and wants_bar())
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=total, unit="image", disable=hidden) as bar:
         for split, files in listing.files.items():
             labels, kept = listing.labels[split], []
             with atomic(cache / f"{split}.npy") as temporary, temporary.open("wb") as out:
                 _write_header(out, len(files), image_size)
-                images = _in_order(pool, files, image_size)
-                for file, label, image in zip(files, labels, images, strict=True):
+                for index, image in _decoded(pool, files, image_size, leave_out):
+                    out.write(image.tobytes())
+                    kept.append(labels[index])
                     bar.update()
-                    try:
-                        out.write(image.result().tobytes())
-                    except ValueError as error:
-                        skipped.append(f"{file.relative_to(listing.path)}: {error}")
-                        if not skip_bad:
-                            raise ValueError(_complaint(listing, skipped)) from error
-                    else:
-                        kept.append(label)
                 _write_header(out, len(kept), image_size)
             if lost := set(labels) - set(kept):
                 raise ValueError(f"{files[labels.index(min(lost))].parent} has no readable image")
@@ -216,9 +213,22 @@ def _decode_all(listing: Listing, cache: Path, image_size: int, skip_bad: bool, 
     write_json(cache / "meta.json", {"skipped": skipped})
 
 
-def _in_order(pool: ThreadPoolExecutor, files: list[Path], image_size: int) -> Iterator[Future]:
+def _decoded(
+    pool: ThreadPoolExecutor,
+    files: list[Path],
+    image_size: int,
+    leave_out: Callable[[Path, ValueError], None],
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield index and image of each readable file in order, and hand over the others."""
     for start in range(0, len(files), BLOCK):
-        yield from [pool.submit(decode, file, image_size) for file in files[start : start + BLOCK]]
+        images = [pool.submit(decode, file, image_size) for file in files[start : start + BLOCK]]
+        for index, image in enumerate(images, start):
+            try:
+                decoded = image.result()
+            except ValueError as error:
+                leave_out(files[index], error)
+            else:
+                yield index, decoded
 
 
 def _write_header(file: BinaryIO, count: int, image_size: int) -> None:
@@ -234,16 +244,14 @@ def _complaint(listing: Listing, skipped: list[str]) -> str:
 
 def _fields(listing: Listing, cache: Path, image_size: int) -> dict:
     """Map the images of each split; copy-on-write, so that a change in place never reaches the cache."""
-    fields = {"classes": listing.classes}
-    for split in ("train", "test", "unlabeled"):
-        if split in listing.files:
-            images, labels = (_mapped(cache / f"{name}.npy") for name in (split, f"{split}_labels"))
-        else:
-            images = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
-            labels = torch.empty(0, dtype=torch.int64)
-        fields |= {split: images, f"{split}_labels": labels}
-    del fields["unlabeled_labels"]
-    return fields
+    no_images = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
+    no_labels = torch.empty(0, dtype=torch.int64)
+    fields = {"train": no_images, "train_labels": no_labels, "test": no_images, "test_labels": no_labels}
+    for split in listing.files:
+        fields[split] = _mapped(cache / f"{split}.npy")
+        if split != "unlabeled":
+            fields[f"{split}_labels"] = _mapped(cache / f"{split}_labels.npy")
+    return fields | {"classes": listing.classes}
 
 
 def _mapped(file: Path) -> Tensor:
@@ -251,34 +259,3 @@ def _mapped(file: Path) -> Tensor:
         return torch.from_numpy(np.load(file, mmap_mode="c"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}); delete {file.parent}") from error
-
-
-def decode(file: Path, image_size: int) -> np.ndarray:
-    """Decode one image as `read` says: (3, image_size, image_size) uint8.
-
-    Raises:
-        ValueError: not an image, or damaged, or larger than `PIL.Image` takes for honest.
-        OSError: the file cannot be opened.
-    """
-    data = file.read_bytes()
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
-            square = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BILINEAR)
-    except Exception as error:  # Pillow's readers raise nearly anything when a file is damaged
-        raise ValueError(f"not a readable image ({error or type(error).__name__})") from error
-    return np.asarray(square).transpose(2, 0, 1)  # (3, image_size, image_size)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("grey values beyond 16 bits")
-        image = Image.fromarray((values / 257).round().astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known")
-    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")

@@ -42,7 +42,15 @@ class Augmentation:
     """A list of operations, applied in turn to a batch of images.
 
     Args:
-        operations: applied from first to last; those after the first `Normalize` see no [0, 1].
+        operations: applied from first to last; `Normalize` comes last, since the others expect [0, 1].
+
+    >>> augment = Augmentation((HorizontalFlip(), Normalize((0.5,), (0.25,))))
+    >>> images = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
+    >>> params = augment.sample(images.shape, torch.Generator().manual_seed(0))
+    >>> params[0]["flipped"].shape
+    torch.Size([2])
+    >>> augment.apply(images, params).unique()
+    tensor([2.])
     """
 
     operations: tuple[Operation, ...]

@@ -54,7 +54,7 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
         h.sub(2).abs_().neg_().add_(2),  # green: full around 2
         h.sub(4).abs_().neg_().add_(2),  # blue: full around 4
     )
-    return torch.stack([w.clamp_(0, 1).mul_(chroma).add_(low) for w in weights], dim=1)
+    return torch.stack([torch.addcmul(low, w.clamp_(0, 1), chroma) for w in weights], dim=1)
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,17 @@ class ColorJitter(Operation):
         factors = torch.stack([params["brightness"], params["contrast"], params["saturation"]], 1)
         factors = torch.nn.functional.pad(factors, (0, 1), value=1.0).gather(1, order)  # (N, 4), by turn
         if self.hue == 0 or images.shape[1] == 1:
-            for turn in range(4):
-                images = _blend(images, order[:, turn], factors[:, turn])
+            for t in range(4):
+                images = _blend(images, order[:, t], factors[:, t])
             return images
-        hue_turn = (order == HUE).int().argmax(1)  # (N,)
-        for turn in range(3):
-            factor = torch.where(turn < hue_turn, factors[:, turn], 1.0)
-            images = _blend(images, order[:, turn], factor)
+        turn = torch.arange(4, device=order.device)
+        hue_turn = (order == HUE).int().argmax(1, keepdim=True)  # (N, 1)
+        before, after = factors.where(turn < hue_turn, 1.0), factors.where(turn > hue_turn, 1.0)  # (N, 4)
+        for t in range(3):
+            images = _blend(images, order[:, t], before[:, t])
         images = shift_hue(images, params["hue"])
-        for turn in range(1, 4):
-            factor = torch.where(turn > hue_turn, factors[:, turn], 1.0)
-            images = _blend(images, order[:, turn], factor)
+        for t in range(1, 4):
+            images = _blend(images, order[:, t], after[:, t])
         return images
 
 
@@ -126,7 +126,7 @@ def _blend(images: Tensor, part: Tensor, factor: Tensor) -> Tensor:
     grey = luminance(images)  # (N, 1, H, W)
     mean = grey.mean((1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
     # A one-channel image is its own luminance, so SATURATION leaves it as it is.
-    other = (grey * per_image(part == SATURATION)).add_(mean * per_image(part == CONTRAST))
+    other = torch.addcmul(mean * per_image(part == CONTRAST), grey, per_image(part == SATURATION).float())
     return other.lerp(images, per_image(factor)).clamp_(0, 1)
 
 

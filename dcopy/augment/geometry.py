@@ -24,6 +24,13 @@ class RandomResizedCrop(Operation):
         size: (h, w) of the result, pixels.
         area: range of the area, as a part of the image's.
         ratio: range of width / height, drawn uniformly in its logarithm.
+
+    >>> crop, images = RandomResizedCrop((32, 32)), torch.rand(2, 3, 96, 96)
+    >>> params = crop.sample(images.shape, torch.Generator().manual_seed(0))
+    >>> list(params)
+    ['top', 'left', 'height', 'width']
+    >>> crop.apply(images, params).shape
+    torch.Size([2, 3, 32, 32])
     """
 
     size: tuple[int, int]
@@ -51,8 +58,8 @@ class RandomResizedCrop(Operation):
         low, high = self.ratio  # of the central rectangle for the images without a fit
         height = torch.where(found, height.gather(1, first)[:, 0], min(H, round(W / low)))
         width = torch.where(found, width.gather(1, first)[:, 0], min(W, round(H * high)))
-        top = torch.where(found, (uniform(N, 0, 1, generator) * (H - height + 1)), (H - height) / 2).floor()
-        left = torch.where(found, (uniform(N, 0, 1, generator) * (W - width + 1)), (W - width) / 2).floor()
+        top = torch.where(found, uniform(N, 0, 1, generator) * (H - height + 1), (H - height) / 2).floor()
+        left = torch.where(found, uniform(N, 0, 1, generator) * (W - width + 1), (W - width) / 2).floor()
         return {"top": top, "left": left, "height": height, "width": width}
 
     def apply(self, images, params):
@@ -100,6 +107,7 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     Returns:
         (N, C, h, w), rows @ image @ columns^T for each channel.
     """
+    # In float32. Where TF32 is allowed it rounds by 2^-11, four times: less than a grey level of 255.
     _, C, H, _ = images.shape
     images = images.flatten(1, 2) @ columns.mT  # (N, C H, w): channels share one product
     return rows[:, None] @ images.unflatten(1, (C, H))  # (N, C, h, w)

@@ -16,7 +16,7 @@ _PUBLIC = {  # name: the module it lives in; imported on first use, so planning 
     "LinearPredictor": "predictors",
     "MLPPredictor": "predictors",
     "pretrain": "train",
-    "load_run": "train",
+    "load_run": "runs",
     "extract_features": "evaluate",
     "knn_probe": "evaluate",
     "label_efficiency": "evaluate",
@@ -24,9 +24,9 @@ _PUBLIC = {  # name: the module it lives in; imported on first use, so planning 
     "print_environment": "results",
 }
 _MODULES = (
-    "augment", "config", "data", "evaluate", "models", "plotting", "predictors", "presets", "results",
-    "theory", "train",
-)  # fmt: skip
+    *("augment", "checkpoint", "config", "data", "evaluate", "health", "models", "plotting", "predictors"),
+    *("presets", "results", "runs", "tables", "theory", "train", "trainer"),
+)
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 

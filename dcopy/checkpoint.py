@@ -70,7 +70,7 @@ def read(path: Path, device="cpu") -> tuple[dict[str, Tensor], dict]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Sixteen hexadecimal digits over a module's parameters and buffers: the same weights, the same digits."""
+    """Sixteen hexadecimal digits over parameters and buffers: the same weights, the same digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

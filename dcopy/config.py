@@ -169,6 +169,12 @@ class TrainConfig:
         return RECIPES[self.dataset.split(":")[0]]
 
     @property
+    def dataset_name(self) -> str:
+        """The data set as a part of file names: `digits`, or `folder-birds` for folder:/data/birds."""
+        kind, _, path = self.dataset.partition(":")
+        return f"{kind}-{path.rstrip('/').split('/')[-1]}" if path else kind
+
+    @property
     def hash(self) -> str:
         """Ten hexadecimal digits that name this configuration.
 
@@ -186,8 +192,7 @@ class TrainConfig:
     @property
     def name(self) -> str:
         """Folder of the run, for example `digits-directcopy-seed0-...` with the hash at its end."""
-        dataset = self.dataset.replace("folder:", "folder-").rstrip("/").split("/")[-1]
-        return f"{dataset}-{self.method}-seed{self.seed}-{self.hash}"
+        return f"{self.dataset_name}-{self.method}-seed{self.seed}-{self.hash}"
 
     @property
     def label(self) -> str:

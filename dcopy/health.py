@@ -5,11 +5,16 @@ The loss does not say: it is lowest when every image has the same projection.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-COLLAPSED_STD, PARTIAL_STD = 0.1, 0.5  # of 1/sqrt(D)
-COLLAPSED_RANK, PARTIAL_RANK = 1.5, 3.0  # effective rank of F
+from . import checkpoint
+
+# Below the first limit a run is collapsed, below the second partially so.
+STD_LIMITS = (0.1, 0.5)  # of the normalized projections, in units of 1/sqrt(D)
+RANK_LIMITS = (1.5, 3.0)  # effective rank of F
 
 
 def projection_std(z: Tensor) -> float:
@@ -44,10 +49,11 @@ def effective_rank(eigenvalues: Tensor) -> float:
 
 def verdict(std: float, rank: float) -> str:
     """healthy, partial collapse or collapsed, from `projection_std` and `effective_rank`."""
-    if std < COLLAPSED_STD or rank < COLLAPSED_RANK:
-        return "collapsed"
-    if std < PARTIAL_STD or rank < PARTIAL_RANK:
-        return "partial collapse"
+    for name, std_limit, rank_limit in zip(
+        ("collapsed", "partial collapse"), STD_LIMITS, RANK_LIMITS, strict=True
+    ):
+        if std < std_limit or rank < rank_limit:
+            return name
     return "healthy"
 
 
@@ -61,3 +67,23 @@ def measure(z: Tensor, F: Tensor) -> dict:
         "verdict": verdict(std, rank),
         "spectrum": [float(f"{value:.5g}") for value in eigenvalues.tolist()],
     }
+
+
+def alignment(folder: str | Path) -> float | None:
+    """How well W_p and F of a finished run share eigenvectors: ||diag(U^T W_p U)|| / ||W_p||.
+
+    U are the eigenvectors of F; 1 is full alignment (Tian et al. 2021, arXiv 2102.06810, section 3).
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        A number in [0, 1], or None where the predictor is no matrix.
+    """
+    tensors, _ = checkpoint.read(Path(folder) / checkpoint.NEWEST)
+    names = ("predictor.weight", "predictor.linear.weight")
+    weight = next((tensors[name].double() for name in names if name in tensors), None)
+    if weight is None:
+        return None
+    _, U = torch.linalg.eigh(tensors["predictor.F"].double())
+    return ((U.T @ weight @ U).diagonal().norm() / weight.norm()).item()

@@ -66,7 +66,8 @@ class ResNet18(nn.Module):
     def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
         shortcut = None
         if stride != 1:
-            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
         return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut), BasicBlock(outputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:

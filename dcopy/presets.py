@@ -6,7 +6,7 @@ import ast
 import dataclasses
 from dataclasses import dataclass, field
 
-from .config import METHODS, TrainConfig, one_of
+from .config import METHODS, TrainConfig, one_of, require
 
 QUICK_METHODS = (
     {"method": "directcopy"},
@@ -41,13 +41,13 @@ PRESETS = {
     "smoke": Preset(
         "every notebook and every cell, tiny; a check, not a result (1 minute on 2 cores)",
         variants=({"method": "directcopy"}, {"method": "none"}),
-        shared={"dataset": "digits", "epochs": 1, "width": 4},
+        shared={"dataset": "digits", "epochs": 2, "width": 4},
         notebooks={"01_linear_theory": {}, "02_sample_complexity": {}, "04_linear_probe": {"draws": 2}},
     ),
     "quick": Preset(
         "the paper's story on scikit-learn's digits: six methods, 3 seeds (6 minutes on 2 cores)",
         variants=QUICK_METHODS,
-        shared={"dataset": "digits", "epochs": 60},
+        shared={"dataset": "digits", "epochs": 60, "batch_size": 64},
         seeds=3,
         notebooks={"01_linear_theory": {}, "02_sample_complexity": {}, "04_linear_probe": {}},
     ),
@@ -76,18 +76,14 @@ def with_options(preset: Preset, options: list[str]) -> Preset:
     [('directcopy', 0, 5), ('directcopy', 1, 5), ('none', 0, 5), ('none', 1, 5)]
     """
     known = [item.name for item in dataclasses.fields(TrainConfig) if item.name not in ("seed", "method")]
-    for option in options:
-        name, equals, text = option.partition("=")
-        if not equals or not text:
-            raise ValueError(f"option {option!r} is not of the form name=value")
+    for name, value in parse_options(options).items():
         if name == "methods":
-            preset = _keep_methods(preset, text.split(","))
+            preset = _keep_methods(preset, str(value).split(","))
         elif name == "seeds":
-            if not text.isdigit() or int(text) < 1:
-                raise ValueError(f"seeds={text!r} is not allowed; it must be an integer of at least 1")
-            preset = dataclasses.replace(preset, seeds=int(text))
+            require("seeds", value, isinstance(value, int) and value >= 1, "an integer of at least 1")
+            preset = dataclasses.replace(preset, seeds=value)
         elif name in known:
-            preset = dataclasses.replace(preset, shared={**preset.shared, name: _literal(text)})
+            preset = dataclasses.replace(preset, shared={**preset.shared, name: value})
         else:
             raise ValueError(f"option {name!r} is unknown; it must be {one_of(['seeds', 'methods', *known])}")
     preset.runs()  # raises on a value that a run refuses
@@ -105,9 +101,22 @@ def _keep_methods(preset: Preset, wanted: list[str]) -> Preset:
     )
 
 
-def _literal(text: str):
-    """A Python literal where it is one (3, 0.1, True), else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+def parse_options(options: list[str]) -> dict:
+    """`name=value` words as a dict; a value that is a Python literal (3, 0.1, True, None) becomes one.
+
+    Raises:
+        ValueError: a word is not of that form.
+
+    >>> parse_options(["epochs=5", "method=directpred"])
+    {'epochs': 5, 'method': 'directpred'}
+    """
+    values = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not (name and equals and text):
+            raise ValueError(f"option {option!r} is not of the form name=value")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return values

@@ -1,0 +1,42 @@
+"""Pretrain from the shell: `python -m dcopy dataset=digits method=directcopy epochs=60`.
+
+Long runs are best started here: no browser needs to stay open, and the same command continues a
+run that was stopped (exit code 130, 143, 138 or 75, see `dcopy.interrupt`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .config import TrainConfig
+from .interrupt import Interrupted
+from .presets import parse_options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dcopy", description=__doc__.splitlines()[0])
+    parser.add_argument("options", nargs="*", metavar="name=value", help="a field of dcopy.TrainConfig")
+    parser.add_argument("--out-dir", default="runs", help="folder of run folders (default: runs)")
+    parser.add_argument("--data-root", help="where data sets lie (default: DCOPY_DATA or ~/.cache/dcopy)")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
+    parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="then save and exit with 75")
+    given = vars(parser.parse_args(arguments))
+    try:
+        config = TrainConfig.from_dict(parse_options(given.pop("options")))
+        from .train import pretrain  # after the options are known to be good: torch is slow
+
+        run = pretrain(config, **given)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, FloatingPointError) else 2
+    except KeyboardInterrupt as error:
+        print(error if str(error) else "interrupted before the first step", file=sys.stderr)
+        return error.exit_code if isinstance(error, Interrupted) else 130
+    print(f"{config.label}: {run.result['metrics']['verdict']}, {run.result['seconds']:.1f} s, {run.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

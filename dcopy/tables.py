@@ -1,0 +1,115 @@
+"""From result files to tables: mean and standard deviation over seeds, as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from . import results
+from .config import METHODS
+
+BASELINES = {"pixels": "raw pixels", "random": "random encoder"}
+ORDER = [*METHODS, *BASELINES]  # rows of every table
+
+
+def probe_frame(probes: list[dict]) -> pd.DataFrame:
+    """One row a probed encoder: label, method, seed, and an accuracy in percent for each probe."""
+    rows = []
+    for probe in probes:
+        few = {
+            f"{point['labels_per_class']} a class": 100 * point["accuracy_mean"]
+            for point in probe["label_efficiency"]
+            if point["labels_per_class"] != "all"
+        }
+        rows.append(
+            {
+                "label": probe["label"],
+                "method": probe["method"],
+                "dataset": probe["dataset"],
+                "seed": probe["seed"],
+                **few,
+                "all labels": 100 * probe["linear"]["accuracy"],
+                "k-NN": 100 * probe["knn"],
+            }
+        )
+    frame = pd.DataFrame(rows)
+    frame["order"] = frame["method"].map(ORDER.index)
+    return frame.sort_values(["order", "label", "seed"]).drop(columns="order").reset_index(drop=True)
+
+
+def label_curves(probes: list[dict]) -> dict[str, dict]:
+    """Label-efficiency curves for `plotting.label_efficiency`: percent, mean and std over seeds, by label."""
+    curves = {}
+    for probe in sorted(probes, key=lambda probe: ORDER.index(probe["method"])):
+        points, protocol = probe["label_efficiency"], probe["protocol"]
+        everything = protocol["train"] / protocol["classes"]
+        x = [everything if p["labels_per_class"] == "all" else p["labels_per_class"] for p in points]
+        curve = curves.setdefault(probe["label"], {"method": probe["method"], "x": x, "seeds": []})
+        curve["seeds"].append([100 * p["accuracy_mean"] for p in points])
+    for curve in curves.values():
+        seeds = pd.DataFrame(curve.pop("seeds"))
+        curve |= {"mean": seeds.mean().tolist(), "std": seeds.std().fillna(0).tolist()}
+    return curves
+
+
+def run_frame(run_results: list[dict]) -> pd.DataFrame:
+    """One row a pretraining run: label, seed, loss, health and seconds, from result.json files."""
+    keys = ("verdict", "projection_std", "effective_rank", "loss")
+    return pd.DataFrame(
+        {
+            "label": result["label"],
+            "seed": result["config"]["seed"],
+            **{key: result["metrics"][key] for key in keys},
+            "seconds": result["seconds"],
+            "device": result["device"],
+        }
+        for result in run_results
+    )
+
+
+def mean_std(values: pd.Series, digits: int = 1) -> str:
+    """'81.0 ± 0.6', one value without a spread as '81.0', none as 'not run'.
+
+    >>> mean_std(pd.Series([80.0, 82.0]))
+    '81.0 ± 1.4'
+    """
+    values = values.dropna()
+    if values.empty:
+        return "not run"
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std():.{digits}f}"
+
+
+def summary(probes: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The table of a preset: methods down, probes across, mean ± std over seeds (std with n − 1)."""
+    columns = [name for name in probes.columns if name not in ("label", "method", "dataset", "seed")]
+    table = []
+    for label, group in probes.groupby("label", sort=False):
+        own = runs[runs["label"] == label]
+        verdicts = own["verdict"].value_counts()
+        health = ", ".join(f"{name} {count}/{len(own)}" for name, count in verdicts.items())
+        row = {"method": label, "n": len(group), "health (no labels used)": health or "—"}
+        row |= {name: mean_std(group[name]) for name in columns}
+        row["pretraining, s"] = mean_std(own["seconds"], 0) if len(own) else "—"
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def to_latex(table: pd.DataFrame, caption: str) -> str:
+    """A table environment for the booktabs package."""
+    escaped = table.astype(str).replace(
+        {"±": r"$\\pm$", "α": r"$\\alpha$", "—": "--", "%": r"\\%"}, regex=True
+    )
+    body = escaped.style.hide(axis="index").to_latex(
+        hrules=True, column_format="l" + "r" * (len(table.columns) - 1), caption=caption, position="t"
+    )
+    return body
+
+
+def write_table(table: pd.DataFrame, path: str | Path, caption: str) -> pd.DataFrame:
+    """Write PATH.md, PATH.tex and PATH.csv and return the table."""
+    results.write_text(f"{path}.md", f"{caption}\n\n{table.to_markdown(index=False)}\n")
+    results.write_text(f"{path}.tex", to_latex(table, caption))
+    results.write_csv(f"{path}.csv", table.to_dict("records"))
+    return table

@@ -99,3 +99,16 @@ rule paper_tables:
     threads: THREADS
     shell:
         RUN
+
+
+rule ablations:
+    input:
+        done("03_pretrain", "04_linear_probe"),
+        notebook="notebooks/06_ablations.ipynb",
+    output:
+        DONE + "06_ablations.json",
+    params:
+        arguments=lambda wildcards: arguments("06_ablations"),
+    threads: THREADS
+    shell:
+        RUN

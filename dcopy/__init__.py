@@ -18,14 +18,14 @@ _PUBLIC = {  # name: the module it lives in; imported on first use, so planning 
     "pretrain": "train",
     "load_run": "runs",
     "extract_features": "evaluate",
-    "knn_probe": "evaluate",
-    "label_efficiency": "evaluate",
-    "linear_probe": "evaluate",
+    "knn_probe": "probes",
+    "label_efficiency": "probes",
+    "linear_probe": "probes",
     "print_environment": "results",
 }
 _MODULES = (
     *("augment", "checkpoint", "config", "data", "evaluate", "health", "models", "plotting", "predictors"),
-    *("presets", "results", "runs", "tables", "theory", "train", "trainer"),
+    *("presets", "probes", "results", "runs", "tables", "theory", "train", "trainer"),
 )
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]

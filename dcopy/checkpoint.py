@@ -69,6 +69,12 @@ def read(path: Path, device="cpu") -> tuple[dict[str, Tensor], dict]:
         ) from None
 
 
+def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The state_dict of one part of a checkpoint: online, target, predictor or momentum."""
+    prefix = f"{name}."
+    return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
 def fingerprint(module: nn.Module) -> str:
     """Sixteen hexadecimal digits over parameters and buffers: the same weights, the same digits."""
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Evaluation of a frozen encoder: features once, then linear probe, k-NN and label efficiency.
+"""Evaluation of frozen encoders: features once, all probes on them, one probe.json for each.
 
 The protocol: representations before the projector, of clean images, from the last checkpoint, in
 eval mode; C is chosen on a held-out part of the training set, and the test set is read once.
@@ -6,26 +6,21 @@ eval mode; C is chosen on a held-out part of the training set, and the test set 
 
 from __future__ import annotations
 
+import hashlib
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from . import results
-from .config import TrainConfig, require
-from .data import ImageData
-from .runs import FrozenEncoder
+from . import checkpoint, results
+from .config import TrainConfig
+from .data import ImageData, load
+from .probes import C_GRID, LABELS_PER_CLASS, knn_probe, label_efficiency, linear_probe, reference_probe
+from .runs import FrozenEncoder, Run
+from .train import pretrain
 from .trainer import Trainer
-
-C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)  # inverse strength of the l2 penalty
-LABELS_PER_CLASS = (1, 5, 20, "all")
 
 
 class RawPixels(nn.Module):
@@ -67,197 +62,123 @@ def extract_features(
     return torch.cat(parts).numpy()
 
 
-def linear_probe(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    test_y: np.ndarray,
-    *,
-    C_grid: tuple[float, ...] = C_GRID,
-    validation: float = 0.2,
-    max_iter: int = 500,
-    seed: int = 0,
-) -> dict:
-    """Multinomial logistic regression on standardized features: the headline number.
+def cached_features(encoder: nn.Module, images: Tensor, folder: str | Path | None) -> np.ndarray:
+    """`extract_features`, kept in `folder` under the fingerprints of encoder and images.
 
-    C is the value of the grid with the best accuracy on a stratified held-out part of the training
-    set; the probe is then fitted on all of it, and the test set is read once.
-
-    Args:
-        train_x, test_x: (N, d) and (M, d) features.
-        train_y, test_y: (N,) and (M,) labels.
-        C_grid: inverse strengths of the l2 penalty to choose from.
-        validation: held-out part of the training set, in (0, 1).
-        max_iter: of the L-BFGS solver.
-        seed: of the split.
-
-    Returns:
-        accuracy, C, validation_accuracy, converged, iterations, seconds.
-
-    Raises:
-        ValueError: the numbers of features and labels differ, or a feature is not finite.
+    Other weights or other images have another name, so a stale file is never read. None: no cache.
     """
-    _check(train_x, train_y)
-    _check(test_x, test_y)
-    start = time.perf_counter()
-    fit_x, held_x, fit_y, held_y = train_test_split(
-        train_x, train_y, test_size=validation, stratify=train_y, random_state=seed
-    )
-    scores = {C: _fit(fit_x, fit_y, C, max_iter)[0](held_x, held_y) for C in C_grid}
-    best = max(scores, key=scores.get)
-    score, iterations = _fit(train_x, train_y, best, max_iter)
-    if iterations >= max_iter:
-        warnings.warn(f"linear probe: not converged after {max_iter} iterations at C={best}", stacklevel=2)
+    if folder is None:
+        return extract_features(encoder, images)
+    pixels = hashlib.sha256(images.contiguous().numpy()).hexdigest()[:16]
+    path = Path(folder) / f"features-{checkpoint.fingerprint(encoder)}-{pixels}.npy"
+    if not path.exists():
+        features = extract_features(encoder, images)
+        with results.atomic(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, features, allow_pickle=False)
+    return np.load(path, allow_pickle=False)
+
+
+def protocol(images: ImageData, draws: int = 20, k: int = 200) -> dict:
+    """What a probe's numbers depend on besides the encoder; two probes with equal ones compare."""
     return {
-        "accuracy": score(test_x, test_y),
-        "C": best,
-        "validation_accuracy": scores[best],
-        "converged": iterations < max_iter,
-        "iterations": iterations,
-        "seconds": round(time.perf_counter() - start, 3),
+        "draws": draws,
+        "k": k,
+        "C_grid": list(C_GRID),
+        "labels_per_class": list(LABELS_PER_CLASS),
+        "train": len(images.train),
+        "test": len(images.test),
+        "classes": len(images.classes),
     }
 
 
-def _fit(train_x, train_y, C, max_iter):
-    """Fit on standardized features; return a function to score others, and the iterations taken."""
-    scaler = StandardScaler().fit(train_x)
-    probe = LogisticRegression(C=C, max_iter=max_iter)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # recorded by the caller instead
-        probe.fit(scaler.transform(train_x), train_y)
-    return lambda x, y: float(probe.score(scaler.transform(x), y)), int(probe.n_iter_.max())
-
-
-def knn_probe(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    test_y: np.ndarray,
+def evaluate(
+    encoder: nn.Module,
+    images: ImageData,
     *,
-    k: int = 200,
-    temperature: float = 0.1,
-) -> float:
-    """Accuracy of the k nearest neighbours by cosine, votes weighted by exp(cosine / temperature).
-
-    As in `lightly-ai/lightly:lightly/utils/benchmarking/knn.py`, from Wu et al. 2018
-    (arXiv 1805.01978). At most as many neighbours as there are training images.
-
-    Args:
-        train_x, test_x: (N, d) and (M, d) features.
-        train_y, test_y: (N,) and (M,) labels.
-    """
-    _check(train_x, train_y)
-    _check(test_x, test_y)
-    require("k", k, k >= 1, "an integer of at least 1")
-    bank = nn.functional.normalize(torch.from_numpy(train_x), dim=1)  # (N, d)
-    votes = nn.functional.one_hot(torch.as_tensor(train_y)).float()  # (N, classes)
-    correct = 0
-    for x, y in zip(torch.from_numpy(test_x).split(1000), torch.as_tensor(test_y).split(1000), strict=True):
-        cosine = nn.functional.normalize(x, dim=1) @ bank.T  # (m, N)
-        weight, neighbour = cosine.topk(min(k, len(bank)), dim=1)  # (m, k)
-        ballots = (weight / temperature).exp()[:, :, None] * votes[neighbour]  # (m, k, classes)
-        correct += (ballots.sum(dim=1).argmax(dim=1) == y).sum().item()
-    return correct / len(test_y)
-
-
-def label_efficiency(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    test_y: np.ndarray,
-    *,
-    labels_per_class: tuple = LABELS_PER_CLASS,
     draws: int = 20,
-    C: float = 1.0,
-) -> list[dict]:
-    """Accuracy of the linear probe when only some labels are known, over several draws of them.
-
-    Features are standardized with the statistics of all training images, which needs no label; C
-    is fixed, since with one label a class nothing can be held out. Draw i takes the same images
-    for every encoder, so methods compare on the same labels.
-
-    Args:
-        train_x, test_x: (N, d) and (M, d) features.
-        train_y, test_y: (N,) and (M,) labels.
-        labels_per_class: numbers of labels, or "all".
-        draws: random choices of the labelled images; "all" has one.
-
-    Returns:
-        A record for each number of labels: labels_per_class, accuracy_mean, accuracy_std (over
-        draws), accuracies.
-
-    Raises:
-        ValueError: a class has fewer images than labels are asked for.
-    """
-    _check(train_x, train_y)
-    _check(test_x, test_y)
-    scaler = StandardScaler().fit(train_x)
-    train_x, test_x = scaler.transform(train_x), scaler.transform(test_x)
-    records = []
-    for number in labels_per_class:
-        accuracies = []
-        for draw in range(1 if number == "all" else draws):
-            chosen = choose_labels(train_y, number, draw)
-            probe = LogisticRegression(C=C, max_iter=1000).fit(train_x[chosen], train_y[chosen])
-            accuracies.append(float(probe.score(test_x, test_y)))
-        records.append(
-            {
-                "labels_per_class": number,
-                "accuracy_mean": float(np.mean(accuracies)),
-                "accuracy_std": float(np.std(accuracies)),
-                "accuracies": accuracies,
-            }
-        )
-    return records
-
-
-def choose_labels(labels: np.ndarray, number: int | str, draw: int) -> np.ndarray:
-    """Indices of `number` images of every class, the same for the same draw; "all" takes all."""
-    if number == "all":
-        return np.arange(len(labels))
-    generator = np.random.default_rng(draw)
-    classes = np.unique(labels)
-    smallest = min(np.sum(labels == c) for c in classes)
-    require("labels_per_class", number, 1 <= number <= smallest, f"between 1 and {smallest}, or 'all'")
-    return np.concatenate(
-        [generator.choice(np.flatnonzero(labels == c), number, replace=False) for c in classes]
-    )
-
-
-def _check(x: np.ndarray, y: np.ndarray) -> None:
-    if len(x) != len(y):
-        raise ValueError(f"{len(x)} features, but {len(y)} labels")
-    if not np.isfinite(x).all():
-        raise ValueError(
-            f"features of image {int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])} are not finite"
-        )
-
-
-def evaluate(encoder: nn.Module, images: ImageData, *, draws: int = 20, k: int = 200) -> dict:
+    k: int = 200,
+    cache: str | Path | None = None,
+) -> dict:
     """All probes of one encoder, from features that are extracted once.
 
+    Args:
+        encoder: takes uint8 images.
+        images: its train split fits the probes, its test split is read once.
+        draws: random choices of the labelled images in `label_efficiency`.
+        k: neighbours in `knn_probe`.
+        cache: folder in which to keep the features.
+
     Returns:
-        linear (see `linear_probe`), knn (accuracy), label_efficiency, feature_dim, protocol, seconds.
+        linear (see `linear_probe`), knn (accuracy), label_efficiency, reference (see
+        `reference_probe`), feature_dim, encoder_fingerprint, protocol, seconds.
     """
     start = time.perf_counter()
     train_y, test_y = images.train_labels.numpy(), images.test_labels.numpy()
-    train_x = extract_features(encoder, images.train)
-    test_x = extract_features(encoder, images.test)
+    train_x = cached_features(encoder, images.train, cache)
+    test_x = cached_features(encoder, images.test, cache)
     features = (train_x, train_y, test_x, test_y)
     return {
         "linear": linear_probe(*features),
         "knn": knn_probe(*features, k=k),
         "label_efficiency": label_efficiency(*features, draws=draws),
+        "reference": reference_probe(*features),
         "feature_dim": train_x.shape[1],
-        "protocol": {
-            "draws": draws,
-            "k": k,
-            "train": len(train_y),
-            "test": len(test_y),
-            "classes": len(images.classes),
-        },
+        "encoder_fingerprint": checkpoint.fingerprint(encoder),
+        "protocol": protocol(images, draws, k),
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def probe_runs(finished: list[Run], images: ImageData, run_dir: str | Path, **options) -> list[dict]:
+    """Probe finished runs and their baselines, raw pixels and the encoder before training.
+
+    Writes `run_dir/NAME/probe.json` for each. A baseline that another call has probed already, with
+    the same weights and options, is read instead.
+
+    Args:
+        finished: runs on the same data.
+        images: of that data set.
+        run_dir: folder of run folders.
+        options: of `evaluate`.
+
+    Returns:
+        The probes as `load_probes` gives them: raw pixels first, then each run after its baseline.
+    """
+    config = finished[0].config
+    pixels = {"name": f"{config.dataset_name}-pixels", "label": "raw pixels", "method": "pixels", "seed": 0}
+    probes = [_probe(pixels, RawPixels(), config, images, run_dir, options)]
+    for run in finished:
+        seed, untrained = run.config.seed, random_encoder(run.config, images.train.shape[1])
+        name = f"{config.dataset_name}-random-seed{seed}-{checkpoint.fingerprint(untrained)[:6]}"
+        untrained_record = {"name": name, "label": "random encoder", "method": "random", "seed": seed}
+        probes.append(_probe(untrained_record, untrained, config, images, run_dir, options))
+        record = {
+            "name": run.config.name,
+            "label": run.config.label,
+            "method": run.config.method,
+            "seed": seed,
+        }
+        record["baselines"] = [pixels["name"], name]
+        probes.append(_probe(record, run.encoder, config, images, run_dir, options))
+    return probes
+
+
+def _probe(record, encoder, config, images, run_dir, options) -> dict:
+    path = Path(run_dir) / record["name"] / "probe.json"
+    fingerprint = checkpoint.fingerprint(encoder)
+    if path.exists():
+        known = results.read_json(path)
+        settings = {name: options[name] for name in ("draws", "k") if name in options}
+        if known["encoder_fingerprint"] == fingerprint and known["protocol"] == protocol(images, **settings):
+            return known
+    probe = {
+        **record,
+        "dataset": config.dataset,
+        **evaluate(encoder, images, **options),
+        **results.provenance(),
+    }
+    results.write_json(path, probe)
+    return probe
 
 
 def load_probes(results_dir: str | Path, runs: list[str] | None = None) -> list[dict]:
@@ -273,3 +194,18 @@ def load_probes(results_dir: str | Path, runs: list[str] | None = None) -> list[
         names = {name for probe in own for name in (probe["name"], *probe["baselines"])}
         probes = {name: probe for name, probe in probes.items() if name in names}
     return list(probes.values())
+
+
+def load_results(results_dir: str | Path, runs: list[str] | None = None, **fields) -> tuple[list, list]:
+    """The result.json and probe.json contents of these runs, or of all.
+
+    Where there is no run at all, one is made: DirectCopy on digits, with these fields of TrainConfig.
+    """
+    folder = Path(results_dir)
+    names = runs or sorted(path.parent.name for path in folder.glob("runs/*/result.json"))
+    if not names:
+        run = pretrain(TrainConfig(dataset="digits", batch_size=64, **fields), folder / "runs")
+        probe_runs([run], load("digits"), folder / "runs")
+        names = [run.config.name]
+    outcomes = [results.read_json(folder / "runs" / name / "result.json") for name in names]
+    return outcomes, load_probes(folder, names)

@@ -74,8 +74,9 @@ def jobs(preset_name: str, options: list[str], results_dir: str) -> list[Job]:
         label = f"{variant.method}-{variant.hash[:4]}"
         run_name = variant.name.replace("-seed0-", "-")
         found.append(job("04_linear_probe", {"runs": [run.name for run in group]}, run_name, label))
-    if runs:
-        found.append(job("05_paper_tables", {"runs": [run.name for run in runs]}))
+    for notebook in ("05_paper_tables", "06_ablations"):  # read what all runs left
+        if notebook in preset.notebooks:
+            found.append(job(notebook, {"runs": [run.name for run in runs]}))
     return found
 
 

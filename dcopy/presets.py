@@ -17,6 +17,35 @@ QUICK_METHODS = (
     {"method": "none"},
 )
 
+# What each ablation varies, around DirectCopy with the preset's defaults.
+ABLATIONS = {
+    "eps": [
+        {"method": "directcopy", "eps": eps, "normalize": normalize}
+        for normalize in ("none", "frobenius", "spectral")
+        for eps in (0.0, 0.01, 0.1, 0.3, 0.5, 1.0)
+    ],
+    "rho": [{"method": "directcopy", "rho": rho} for rho in (0.0, 0.3, 0.5, 0.8, 0.99)],
+    "alpha": [
+        {"method": "directset", "alpha": 0.25},
+        {"method": "directset", "alpha": 0.5},
+        {"method": "directcopy"},
+        {"method": "directset", "alpha": 2.0},
+    ],
+    "weight_decay": [
+        {"method": "directcopy", "weight_decay": decay} for decay in (0.0, 4e-5, 4e-4, 4e-3, 4e-2)
+    ],
+    "ema": [{"method": "directcopy", "ema": ema} for ema in (0.0, 0.9, 0.99, 0.996)],
+    "batchnorm": [{"method": "directcopy", "batchnorm": kind} for kind in ("per-view", "joint")],
+    "target_start": [{"method": "directcopy", "target_start": kind} for kind in ("copy", "random")],
+    "freq": [{"method": "directcopy", "freq": freq} for freq in (1, 2, 5, 10)],
+    "linear": [  # Tables 3 and 5 of Tian et al. 2021
+        {"method": "linear", "ema": ema, "predictor_bias": bias, "predictor_symmetric": symmetric}
+        for ema in (0.996, 0.0)
+        for bias in (False, True)
+        for symmetric in (False, True)
+    ],
+}
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -29,12 +58,13 @@ class Preset:
     notebooks: dict[str, dict] = field(default_factory=dict)  # notebook: its parameters
 
     def runs(self) -> list[TrainConfig]:
-        """One configuration per variant and seed, seeds innermost."""
-        return [
+        """One configuration per variant and seed, seeds innermost; equal ones once."""
+        every = (
             TrainConfig(**{**self.shared, **variant}, seed=seed)
             for variant in self.variants
             for seed in range(self.seeds)
-        ]
+        )
+        return list(dict.fromkeys(every))
 
 
 PRESETS = {
@@ -42,14 +72,32 @@ PRESETS = {
         "every notebook and every cell, tiny; a check, not a result (1 minute on 2 cores)",
         variants=({"method": "directcopy"}, {"method": "none"}),
         shared={"dataset": "digits", "epochs": 2, "width": 4},
-        notebooks={"01_linear_theory": {}, "02_sample_complexity": {}, "04_linear_probe": {"draws": 2}},
+        notebooks={
+            "01_linear_theory": {},
+            "02_sample_complexity": {},
+            "04_linear_probe": {"draws": 2},
+            "05_paper_tables": {},
+            "06_ablations": {"views": 2},
+        },
     ),
     "quick": Preset(
         "the paper's story on scikit-learn's digits: six methods, 3 seeds (6 minutes on 2 cores)",
         variants=QUICK_METHODS,
         shared={"dataset": "digits", "epochs": 60, "batch_size": 64},
         seeds=3,
-        notebooks={"01_linear_theory": {}, "02_sample_complexity": {}, "04_linear_probe": {}},
+        notebooks={
+            "01_linear_theory": {},
+            "02_sample_complexity": {},
+            "04_linear_probe": {},
+            "05_paper_tables": {},
+        },
+    ),
+    "ablations": Preset(
+        "eps, scaling, rho, alpha, weight decay, EMA and more on digits, 3 seeds (40 minutes on 2 cores)",
+        variants=tuple(variant for ablation in ABLATIONS.values() for variant in ablation),
+        shared={"dataset": "digits", "epochs": 40, "batch_size": 64},
+        seeds=3,
+        notebooks={"04_linear_probe": {}, "06_ablations": {}},
     ),
 }
 

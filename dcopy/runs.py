@@ -84,8 +84,6 @@ def finished_run(config: TrainConfig, folder: Path) -> Run | None:
     if header["epoch"] != config.epochs:
         return None
     network = Network(config, header["channels"])
-    prefix = "online."
-    online = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-    network.load_state_dict(online, strict=True)
+    network.load_state_dict(checkpoint.part(tensors, "online"), strict=True)
     metrics = results.read_jsonl(folder / "metrics.jsonl")
     return Run(config, folder, FrozenEncoder(network.encoder, config), metrics, result)

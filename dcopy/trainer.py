@@ -10,6 +10,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from . import checkpoint
 from .config import TrainConfig
 from .models import Network, ema_update
 from .predictors import build_predictor
@@ -105,10 +106,8 @@ class Trainer:
 
     def load_tensors(self, state: dict[str, Tensor]) -> None:
         """The inverse of `tensors`; every name must be there and none may be left over."""
-        for part in ("online", "target", "predictor"):
-            prefix = f"{part}."
-            own = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-            getattr(self, part).load_state_dict(own, strict=True)
+        for name in ("online", "target", "predictor"):
+            getattr(self, name).load_state_dict(checkpoint.part(state, name), strict=True)
         for name, parameter in self.named_parameters.items():
             buffer = state[f"momentum.{name}"]
             layout = torch.empty_like(parameter, requires_grad=False)

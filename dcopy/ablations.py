@@ -1,0 +1,136 @@
+"""From the runs of the ablations preset to frames and to one sentence per finding."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from .config import TrainConfig
+from .presets import ABLATIONS
+from .variance import summarize
+
+FIELDS = sorted({field for variants in ABLATIONS.values() for variant in variants for field in variant})
+
+TITLES = {  # in words, for figures and sentences
+    "eps": "ε and the scale of F",
+    "rho": "ρ, the memory of F",
+    "alpha": "α, the power of F",
+    "weight_decay": "weight decay η",
+    "ema": "momentum of the target",
+    "batchnorm": "BatchNorm statistics",
+    "target_start": "start of the target",
+    "freq": "steps between two settings of W_p",
+    "linear": "learned linear predictor: EMA, bias, symmetry",
+}
+
+
+def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
+    """One row a run: its configuration, health and accuracies in percent.
+
+    Args:
+        outcomes: contents of result.json files.
+        probes: contents of probe.json files; runs without one are left out.
+    """
+    by_name = {probe["name"]: probe for probe in probes}
+    rows = []
+    for outcome in outcomes:
+        if outcome["name"] in by_name:
+            probe, health = by_name[outcome["name"]], outcome["metrics"]
+            points = {p["labels_per_class"]: 100 * p["accuracy_mean"] for p in probe["label_efficiency"]}
+            rows.append(
+                {
+                    **outcome["config"],
+                    "name": outcome["name"],
+                    "one_label": points[1],
+                    "all_labels": 100 * probe["linear"]["accuracy"],
+                    "effective_rank": health["effective_rank"],
+                    "projection_std": health["projection_std"],
+                    "verdict": health["verdict"],
+                    "spectrum": health["spectrum"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def select(frame: pd.DataFrame, ablation: str) -> pd.DataFrame:
+    """The rows of one ablation, in its order, with a column `setting`; empty where none was run."""
+    configs = [TrainConfig(**variant) for variant in ABLATIONS[ablation]]
+    wanted = {configuration(config.to_dict()) for config in configs}
+    chosen = frame[[configuration(row) in wanted for _, row in frame.iterrows()]]
+    order = [configuration(config.to_dict()) for config in configs]
+    place = [order.index(configuration(row)) for _, row in chosen.iterrows()]
+    chosen = chosen.assign(place=place, setting=[_setting(ablation, row) for _, row in chosen.iterrows()])
+    return chosen.sort_values(["place", "seed"]).drop(columns="place")
+
+
+def configuration(values) -> tuple:
+    """The fields that some ablation varies, of a configuration or a row of the frame."""
+    return tuple(values[field] for field in FIELDS)
+
+
+def _setting(ablation: str, row: pd.Series) -> str:
+    """What sets a run apart within its ablation, for an axis or a sentence."""
+    if ablation == "eps":
+        return f"ε = {row['eps']:g}, scale {row['normalize']}"
+    if ablation == "linear":
+        target = "EMA" if row["ema"] > 0 else "no EMA"
+        bias = "bias" if row["predictor_bias"] else "no bias"
+        return f"{target}, {'symmetric' if row['predictor_symmetric'] else 'regular'}, {bias}"
+    value = row[ablation]
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def finding(frame: pd.DataFrame, ablation: str) -> dict:
+    """One sentence about an ablation, computed from its runs: best, worst, and is it more than noise?
+
+    The difference is paired: the same seeds, hence the same noise, in both settings. It is called
+    clear where its mean is more than two standard errors from zero.
+    """
+    chosen = select(frame, ablation)
+    if chosen["setting"].nunique() < 2:
+        return {"ablation": ablation, "sentence": f"{TITLES[ablation]}: not run."}
+    table = chosen.pivot_table(index="seed", columns="setting", values="one_label", sort=False)
+    means = table.mean()
+    best, worst = means.idxmax(), means.idxmin()
+    gap = table[best] - table[worst]
+    error = gap.std() / len(gap) ** 0.5 if len(gap) > 1 else float("nan")
+    clear = bool(gap.mean() > 2 * error)
+    unwell = chosen[chosen["verdict"] != "healthy"]["setting"].unique().tolist()
+    sentence = (
+        f"{TITLES[ablation]}: best {best} ({means[best]:.1f} %), worst {worst} ({means[worst]:.1f} %); "
+        f"the difference of {gap.mean():.1f} ± {error:.1f} points (paired, n = {len(gap)}) is "
+        f"{'clear' if clear else 'within the noise'}"
+    )
+    sentence += f"; not healthy in some seed: {', '.join(unwell)}." if unwell else "; all runs healthy."
+    return {
+        "ablation": ablation,
+        "sentence": sentence,
+        "best": best,
+        "worst": worst,
+        "difference": round(float(gap.mean()), 3),
+        "standard_error": round(float(error), 3) if error == error else None,
+        "n": len(gap),
+        "clear": clear,
+    }
+
+
+def variance_summary(decay: pd.DataFrame, records: dict[str, dict]) -> pd.DataFrame:
+    """`variance.summarize` of every run of the weight-decay ablation, mean over seeds, a row a setting."""
+    rows = [
+        {"weight decay": row["setting"], **summarize(records[row["name"]])} for _, row in decay.iterrows()
+    ]
+    means = pd.DataFrame(rows).astype({"weight decay": str}).groupby("weight decay", sort=False).mean()
+    return means.round(3).reset_index()
+
+
+def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> str:
+    """Whether eigenvalue and variance under augmentation are ordered as the theory says, in one sentence.
+
+    The theory's sign of the rank correlation is negative: the more variance, the smaller the eigenvalue.
+    """
+    correlations = pd.Series([summarize(records[name])["rank_correlation"] for name in decay["name"]])
+    agree = int((correlations < 0).sum())
+    return (
+        f"Rank correlation of eigenvalue and σ²: {correlations.mean():.2f} on average, from "
+        f"{correlations.min():.2f} to {correlations.max():.2f}; {agree} of {len(correlations)} runs have the "
+        "theory's sign (negative)."
+    )

@@ -24,12 +24,9 @@ def save(folder: Path, tensors: dict[str, Tensor], header: dict) -> None:
     Raises:
         OSError: the disk is full or read-only; the checkpoints that were there are untouched.
     """
-    newest = folder / NEWEST
-    with atomic(newest) as temporary:
+    with atomic(folder / NEWEST, keep=folder / PREVIOUS) as temporary:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"dcopy": json.dumps(header)})
-        if newest.exists():
-            newest.replace(folder / PREVIOUS)
 
 
 def load(folder: Path, device="cpu") -> tuple[dict[str, Tensor], dict] | None:

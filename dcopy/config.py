@@ -126,7 +126,8 @@ class TrainConfig:
 
     def __post_init__(self):
         self._check_types()
-        if not self.dataset.startswith("folder:"):
+        kind, _, path = self.dataset.partition(":")
+        if not (kind == "folder" and path):
             names = [name for name in RECIPES if name != "folder"]
             require("dataset", self.dataset, self.dataset in names, one_of([*names, "folder:PATH"]))
         require("method", self.method, self.method in METHODS, one_of(METHODS))

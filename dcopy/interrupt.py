@@ -12,7 +12,7 @@ class Interrupted(KeyboardInterrupt):
     """Training was stopped and its state is saved; `exit_code` is for the command line."""
 
     def __init__(self, reason: str, where: str, folder):
-        super().__init__(f"stopped by {reason} at {where}; saved in {folder}, the same command continues")
+        super().__init__(f"stopped by {reason} {where}; saved in {folder}, the same command continues")
         self.exit_code = EXIT_CODES[reason]
 
 

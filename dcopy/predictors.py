@@ -97,15 +97,18 @@ class SetPredictor(Predictor):
         """Eigenvalues (D,), ascending and clipped at 0, and eigenvectors (D, D) of a correlation.
 
         cuSOLVER fails on some matrices of low rank, which is what collapse makes (pytorch/pytorch#105359);
-        those are decomposed on the CPU and counted in `eigh_fallbacks`.
+        those are decomposed on the CPU and counted in `eigh_fallbacks`. NaN and infinity give NaN, for
+        the training loop to report.
         """
-        symmetric = (F + F.T) / 2
+        symmetric = (F + F.T).to(torch.promote_types(F.dtype, torch.float32)) / 2
         try:
             s, U = torch.linalg.eigh(symmetric)
         except torch.linalg.LinAlgError:
+            if not torch.isfinite(symmetric).all():
+                return torch.full_like(symmetric[0], torch.nan), torch.full_like(symmetric, torch.nan)
             self.eigh_fallbacks += 1
             log.warning("eigh failed on %s; fallback %d to the CPU", F.device, self.eigh_fallbacks)
-            s, U = (part.to(F) for part in torch.linalg.eigh(symmetric.cpu().double()))
+            s, U = (part.to(symmetric) for part in torch.linalg.eigh(symmetric.cpu().double()))
         return s.clamp(min=0), U
 
     def extra_repr(self) -> str:
@@ -172,7 +175,8 @@ class DirectSet(SetPredictor):
         require("normalize", normalize, normalize in scales, one_of(scales))
         self.alpha, self._scale = alpha, scales[normalize]
         if normalize == "spectral":
-            self.register_buffer("top", torch.ones(dim) / dim**0.5)  # (D,) leading eigenvector
+            start = nn.functional.normalize(torch.arange(dim).float().cos(), dim=0)  # no structure, so
+            self.register_buffer("top", start)  # (D,) that no F has it orthogonal to its leading eigenvector
 
     @torch.no_grad()
     def set_weight(self) -> None:
@@ -187,10 +191,20 @@ class DirectSet(SetPredictor):
         s, U = self.eigh(F)
         return (U * s.pow(self.alpha)) @ U.T
 
-    def _largest_eigenvalue(self, F: Tensor, iterations: int = 8) -> Tensor:
-        """Power iteration that goes on from the last step's vector; more turns at the first."""
-        for _ in range(iterations if self.steps else 16 * iterations):
-            self.top.copy_(nn.functional.normalize(F @ self.top, dim=0))
+    def _largest_eigenvalue(self, F: Tensor, squarings: int = 8, turns: int = 4) -> Tensor:
+        """Power iteration that goes on from the last step's vector.
+
+        Eigenvalues that training brings close together take it a thousand turns. So a turn here is
+        one with F^256, which costs eight products.
+        """
+        power, tiny = F, torch.finfo(F.dtype).tiny
+        for _ in range(squarings):
+            power = power / torch.linalg.matrix_norm(power).clamp(min=tiny)
+            power = power @ power
+        for _ in range(turns):
+            top = power @ self.top  # (D,)
+            norm = top.norm()
+            self.top.copy_(torch.where(norm > 0, top / norm, self.top))  # F may be zero at the start
         return self.top @ F @ self.top
 
 
@@ -206,9 +220,7 @@ class DirectCopy(DirectSet):
             [0.0000, 0.8000]])
     """
 
-    def __init__(
-        self, dim: int, rho: float = 0.3, eps: float = 0.3, normalize: str = "none", freq: int = 1
-    ):
+    def __init__(self, dim: int, rho: float = 0.3, eps: float = 0.3, normalize: str = "none", freq: int = 1):
         super().__init__(dim, 1, rho, eps, normalize, freq)
 
 

@@ -97,17 +97,23 @@ def knn_probe(
     Args:
         train_x, test_x: (N, d) and (M, d) features.
         train_y, test_y: (N,) and (M,) labels.
+
+    Raises:
+        ValueError: the numbers of features and labels differ, a feature is not finite, or k or
+            temperature is not positive.
     """
     _check(train_x, train_y)
     _check(test_x, test_y)
     require("k", k, k >= 1, "an integer of at least 1")
+    require("temperature", temperature, temperature > 0, "a positive number")
     bank = nn.functional.normalize(torch.from_numpy(train_x), dim=1)  # (N, d)
     votes = nn.functional.one_hot(torch.as_tensor(train_y)).float()  # (N, classes)
     correct = 0
     for x, y in zip(torch.from_numpy(test_x).split(1000), torch.as_tensor(test_y).split(1000), strict=True):
         cosine = nn.functional.normalize(x, dim=1) @ bank.T  # (m, N)
         weight, neighbour = cosine.topk(min(k, len(bank)), dim=1)  # (m, k)
-        ballots = (weight / temperature).exp()[:, :, None] * votes[neighbour]  # (m, k, classes)
+        weight = ((weight - weight[:, :1]) / temperature).exp()  # to the nearest, so that none overflows
+        ballots = weight[:, :, None] * votes[neighbour]  # (m, k, classes)
         correct += (ballots.sum(dim=1).argmax(dim=1) == y).sum().item()
     return correct / len(test_y)
 
@@ -143,6 +149,7 @@ def label_efficiency(
     """
     _check(train_x, train_y)
     _check(test_x, test_y)
+    require("draws", draws, draws >= 1, "an integer of at least 1")
     scaler = StandardScaler().fit(train_x)
     train_x, test_x = scaler.transform(train_x), scaler.transform(test_x)
     records = []

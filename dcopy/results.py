@@ -43,8 +43,11 @@ def resolve(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic(path: str | Path):
+def atomic(path: str | Path, keep: Path | None = None):
     """Yield a temporary path beside `path`; rename it over `path` if the block succeeds.
+
+    Args:
+        keep: where to move the file that was there before; None: it is replaced.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; `path` is as it was before.
@@ -59,6 +62,8 @@ def atomic(path: str | Path):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
+        if keep and path.exists():
+            path.replace(keep)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -137,15 +142,17 @@ def write_csv(path: str | Path, rows: list[dict]) -> Path:
 
 
 def commit() -> str:
-    """The checkout's commit, with `+changes` where tracked files differ from it; else 'unknown'."""
+    """The commit of this code, with `+changes` where tracked files differ from it; else 'unknown'."""
+    here = Path(__file__)
 
     def git(*arguments):
         return subprocess.run(
-            ["git", "-C", str(project_root()), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        git("ls-files", "--error-unmatch", here.name)  # or it is installed inside another repository
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":/!results")
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

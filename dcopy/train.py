@@ -86,13 +86,13 @@ class _Loop:
         with StopSignals() as signals, Progress(self, show_progress) as progress:
             while self.epoch < self.config.epochs:
                 order = self.order()
-                while self.step < self.steps:
-                    z = self.one_step(order)
+                for step in range(self.step, self.steps):
+                    z = self.one_step(order[step])
                     progress.step()
+                    if self.step == self.steps:
+                        progress.epoch(self.end_epoch(z))
                     self.maybe_stop(signals)
-                record = self.end_epoch(z)
-                progress.epoch(record)
-        self.finish(record)
+        self.finish()
 
     def order(self) -> Tensor:
         """The epoch's batches: indices (steps, batch_size)."""
@@ -100,22 +100,18 @@ class _Loop:
         order = torch.randperm(len(self.images), generator=generator).to(self.images.device)
         return order[: self.steps * self.config.batch_size].view(self.steps, -1)
 
-    def one_step(self, order: Tensor) -> Tensor:
+    def one_step(self, indices: Tensor) -> Tensor:
+        """A step on the images of these indices (batch_size,); their projections (batch_size, D)."""
         seed = derive_seed(self.config.seed, "augment", self.epoch, self.step)
         generator = torch.Generator(self.images.device).manual_seed(seed)
-        batch = self.images[order[self.step]]
+        batch = self.images[indices]
         loss, z = self.trainer.step(self.augment(batch, generator), self.augment(batch, generator))
-        self.losses[self.step] = loss
+        self.losses[self.step] = loss + 0 * self.trainer.predictor.F.trace()  # NaN as soon as F overflows
         self.step += 1
         return z
 
     def end_epoch(self, z: Tensor) -> dict:
-        bad = (~torch.isfinite(self.losses)).nonzero()
-        if len(bad):
-            raise FloatingPointError(
-                f"the loss is not finite at epoch {self.epoch + 1}, step {int(bad[0]) + 1} of {self.steps}; "
-                f"a smaller lr than {self.config.lr:g} may help"
-            )
+        self.check_finite()
         self.epoch, self.step = self.epoch + 1, 0
         record = {
             "epoch": self.epoch,
@@ -127,6 +123,17 @@ class _Loop:
         self.save()
         return record
 
+    def check_finite(self) -> None:
+        """Called before each save, so that what is saved can be gone on from."""
+        bad = (~torch.isfinite(self.losses)).nonzero().flatten().tolist()
+        if not all(torch.isfinite(p).all() for p in self.trainer.named_parameters.values()):
+            bad.append(self.step - 1)  # the loss of a step is older than the weights it leaves
+        if bad:
+            raise FloatingPointError(
+                f"the loss or the weights are not finite at epoch {self.epoch + 1}, "
+                f"step {bad[0] + 1} of {self.steps}; a smaller lr than {self.config.lr:g} may help"
+            )
+
     def elapsed(self) -> float:
         """Seconds of training, those before a resume included."""
         return self.seconds + time.monotonic() - self.started
@@ -135,12 +142,13 @@ class _Loop:
         reason = signals.received
         if self.stop_after is not None and time.monotonic() - self.started > self.stop_after:
             reason = reason or "stop_after"
-        if reason or time.monotonic() - self.saved > self.checkpoint_seconds:
+        due = reason or time.monotonic() - self.saved > self.checkpoint_seconds
+        if due and self.step > 0:  # the end of an epoch has saved
+            self.check_finite()
             self.save()
         if reason:
-            raise Interrupted(
-                reason, f"epoch {self.epoch + 1}, step {self.step} of {self.steps}", self.folder
-            )
+            done = f"after {self.epoch} of {self.config.epochs} epochs and {self.step} of {self.steps} steps"
+            raise Interrupted(reason, done, self.folder)
 
     def save(self) -> None:
         header = {"config": self.config.to_dict(), "channels": self.images.shape[1]}
@@ -150,6 +158,8 @@ class _Loop:
 
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
+        for leftover in self.folder.glob(".*.tmp"):  # of a write that a kill cut short
+            leftover.unlink()
         loaded = checkpoint.load(self.folder, self.images.device)
         if loaded is None:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
@@ -166,7 +176,8 @@ class _Loop:
         self.epoch, self.step, self.seconds = header["epoch"], header["step"], header["seconds"]
         results.keep_jsonl(self.folder / "metrics.jsonl", lambda record: record["epoch"] <= self.epoch)
 
-    def finish(self, record: dict) -> None:
+    def finish(self) -> None:
+        record = results.read_jsonl(self.folder / "metrics.jsonl")[-1]
         result = {
             "name": self.config.name,
             "label": self.config.label,

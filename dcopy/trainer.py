@@ -108,6 +108,8 @@ class Trainer:
         """The inverse of `tensors`; every name must be there and none may be left over."""
         for name in ("online", "target", "predictor"):
             getattr(self, name).load_state_dict(checkpoint.part(state, name), strict=True)
+        if self.config.momentum == 0:  # SGD keeps nothing
+            return
         for name, parameter in self.named_parameters.items():
             buffer = state[f"momentum.{name}"]
             layout = torch.empty_like(parameter, requires_grad=False)

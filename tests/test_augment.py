@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import ColorJitter as TorchvisionJitter
 from torchvision.transforms import RandomAffine as TorchvisionAffine
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -301,6 +302,45 @@ def test_sigma_and_noise():
     assert stats.kstest(sigma.numpy(), stats.uniform(0.1, 1.9).cdf).pvalue > ALPHA
     noise = GaussianNoise(0.2).sample((16, 1, 16, 16), generator())["noise"]
     assert stats.kstest(noise.flatten().numpy(), stats.norm(0, 0.2).cdf).pvalue > ALPHA
+
+
+REFERENCE_CODE = {  # the transforms of facebookresearch/luckmatters:ssl/real-dataset/data/transforms.py
+    "cifar": [
+        v2.RandomResizedCrop(32),
+        v2.RandomHorizontalFlip(p=0.5),
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        v2.RandomGrayscale(p=0.2),
+        v2.Normalize([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
+    ],
+    "stl10": [
+        v2.RandomResizedCrop(size=96),
+        v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+        v2.RandomGrayscale(p=0.2),
+        v2.GaussianBlur(kernel_size=9, sigma=(0.1, 2.0)),  # there a class of its own, by OpenCV
+    ],
+}
+
+
+def our_jitter(apply):
+    ranges = [getattr(apply.transforms[0], name) for name in ("brightness", "contrast", "saturation")]
+    widths = [round(high - 1, 9) for _, high in ranges]
+    return ColorJitter(*widths, hue=apply.transforms[0].hue[1], p=apply.p)
+
+
+OURS = {  # torchvision's transform: our operation of the same settings
+    v2.RandomResizedCrop: lambda t: RandomResizedCrop(t.size, t.scale, t.ratio),
+    v2.RandomHorizontalFlip: lambda t: HorizontalFlip(t.p),
+    v2.RandomApply: our_jitter,
+    v2.RandomGrayscale: lambda t: Grayscale(t.p),
+    v2.GaussianBlur: lambda t: GaussianBlur(t.kernel_size[0], tuple(t.sigma)),
+    v2.Normalize: lambda t: Normalize(tuple(t.mean), tuple(t.std)),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCE_CODE)
+def test_recipe_has_the_settings_of_the_reference_code(name):
+    assert augment.RECIPES[name] == tuple(OURS[type(t)](t) for t in REFERENCE_CODE[name])
 
 
 # The batch.

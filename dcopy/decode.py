@@ -25,6 +25,12 @@ def decode(file: Path, image_size: int) -> np.ndarray:
     Raises:
         ValueError: not an image, or damaged, or larger than `PIL.Image` takes for honest.
         OSError: the file cannot be opened.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("CMYK", (60, 40)).save(f"{folder}/photo.jpg")
+    ...     decode(Path(folder, "photo.jpg"), image_size=32).shape
+    (3, 32, 32)
     """
     data = file.read_bytes()
     try:

@@ -73,6 +73,13 @@ def read(path: Path, root: Path, image_size: int, *, skip_bad: bool = False, pro
         ValueError: no images, an empty class, a test class that train lacks, an unreadable file;
             the message names the folder or file.
         OSError: the cache cannot be written, or a file not be opened.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as photos:
+    ...     Image.new("RGB", (60, 40)).save(f"{photos}/a.png")
+    ...     read(Path(photos), Path(root), image_size=32, progress=False)["unlabeled"].shape
+    torch.Size([1, 3, 32, 32])
     """
     require("image_size", image_size, image_size >= 1, "a number of pixels, at least 1")
     listing = find(path)

@@ -98,8 +98,8 @@ def test_image_data_refuses(changes, message):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_check_images_names_the_first_bad_image(value):
     images = torch.rand(6, 3, 8, 8)
-    images[2, 1, 3, 3] = images[5, 0, 0, 0] = value
-    with pytest.raises(ValueError, match=r"image 2 has NaN or infinite values \(2 of 6"):
+    images[2, 1, 3, 3] = images[4, 0, 0, 0] = images[5, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r"image 2 has NaN or infinite values \(3 of 6"):
         check_images(images)
 
 

@@ -283,10 +283,11 @@ def test_a_dropped_connection_is_resumed(cifar10, server, tmp_path, capsys):
     assert "closed after 40,000 of" in capsys.readouterr().out
 
 
-def test_a_stall_ends_by_time_out_and_keeps_what_came(cifar10, server, tmp_path):
+def test_a_stall_ends_by_time_out_and_keeps_what_came(cifar10, server, tmp_path, capsys):
     server.faults = [("stall", 40_000)]
     assert len(load("cifar10", tmp_path).train) == 5 * IMAGES
     assert [start for _, start in server.seen] == [0, 40_000]
+    assert "timed out; trying again" in capsys.readouterr().out
 
 
 def test_many_drops_are_survived_while_each_brings_something(cifar10, server, tmp_path):

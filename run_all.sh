@@ -8,6 +8,7 @@
 # An environment in which all requirements are met already (conda, Colab, your own venv) is used
 # as it is. Otherwise .venv is made here and filled from requirements.lock.
 set -euo pipefail
+trap 'exit 130' INT
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 space_gb=7 # what the installed packages take, and room for pip to unpack them
@@ -65,8 +66,8 @@ set_up_venv() {
 }
 
 install() { # pip install, with a line for each larger download and everything else in the log
-  .venv/bin/python -m pip install --no-input --disable-pip-version-check --progress-bar off "$@" 2>&1 |
-    tee -a .venv/setup.log | awk '/Downloading.*(MB|GB)/ { print "  " $2, $3, $4; fflush() }' ||
+  .venv/bin/python -m pip install --no-input --disable-pip-version-check --no-compile --progress-bar off "$@" 2>&1 |
+    tee -a .venv/setup.log | awk '/Downloading.*(MB|GB)/ { split($2, part, "-"); print "  " part[1], part[2], $3, $4; fflush() }' ||
     fail "pip could not install the packages: $(grep -m 1 ERROR .venv/setup.log || echo "see .venv/setup.log")" \
       "(is there a network? the next start begins the set-up anew)"
 }

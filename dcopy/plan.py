@@ -68,10 +68,10 @@ def jobs(preset_name: str, options: list[str], results_dir: str) -> list[Job]:
     theory = ("01_linear_theory", "02_sample_complexity")
     found = [job(notebook, {}) for notebook in theory if notebook in preset.notebooks]
     for run in runs:
-        label = f"{run.method}-seed{run.seed}-{run.hash[:4]}"
+        label = f"{run.method}-seed{run.seed}-{run.hash[:6]}"
         found.append(job("03_pretrain", run.to_dict(), run.name, label))
     for variant, group in itertools.groupby(runs, key=_without_seed):
-        label = f"{variant.method}-{variant.hash[:4]}"
+        label = f"{variant.method}-{variant.hash[:6]}"
         run_name = variant.name.replace("-seed0-", "-")
         found.append(job("04_linear_probe", {"runs": [run.name for run in group]}, run_name, label))
     for notebook in ("05_paper_tables", "06_ablations"):  # read what all runs left

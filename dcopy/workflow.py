@@ -112,7 +112,7 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
     config["threads"] = threads
     snakemake = [sys.executable, "-m", "snakemake", "--nolock", "--cores", str(threads * given.jobs)]
     snakemake += ["--config", *(f"{name}={value}" for name, value in config.items())]
-    snakemake += ["--rerun-triggers", *TRIGGERS]
+    snakemake += ["--rerun-triggers", *TRIGGERS, "--rerun-incomplete"]
 
     todo = unfinished(snakemake, jobs)
     say(f"{given.preset}: {len(jobs)} notebooks to execute, {len(jobs) - len(todo)} of them done before")
@@ -125,7 +125,7 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
         say(f"{given.jobs} at a time with {threads} threads each. Ctrl-C stops; the same command goes on.")
         for job in todo:
             Path(job.marker).unlink(missing_ok=True)
-        snakemake += ["--keep-going", "--rerun-incomplete", "--scheduler", "greedy"]
+        snakemake += ["--keep-going", "--scheduler", "greedy"]
         code = follow(snakemake, jobs, folder, started)
     if code != 130:
         report(jobs, folder, started)

@@ -18,6 +18,21 @@ FIELDS = "".join(
     f"{field.name}: {field.type} = {field.default!r}\n" for field in dataclasses.fields(TrainConfig)
 )
 
+PRESETS = """
+PRESETS = {
+    "smoke": Preset(
+        "five notebooks",
+        variants=({"method": "directcopy"}, {"method": "none"}),
+        shared={"dataset": "digits", "epochs": 2},
+        notebooks={
+            "01_linear_theory": {},
+            "02_sample_complexity": {},
+            "04_linear_probe": {"draws": 2},
+            "05_paper_tables": {},
+        },
+    )
+}
+"""
 PRETRAIN = """
 import os, time
 from pathlib import Path
@@ -62,9 +77,13 @@ def write_notebook(path: Path, parameters: str, *cells: str, kernel: str = "no-s
 
 
 def make(root: Path) -> Path:
-    """The checkout in `root`, with the library linked and the five notebooks of the smoke preset."""
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "dcopy").symlink_to(ROOT / "dcopy")
+    """The checkout in `root`: the library linked, and one preset over five notebooks."""
+    (root / "dcopy").mkdir(parents=True)
+    for path in (ROOT / "dcopy").iterdir():
+        (root / "dcopy" / path.name).symlink_to(path)
+    presets = root / "dcopy" / "presets.py"
+    presets.unlink()
+    presets.write_text((ROOT / "dcopy" / "presets.py").read_text() + PRESETS)
     for name in ("Snakefile", "pyproject.toml", "requirements.lock", "run_all.sh"):
         shutil.copy(ROOT / name, root / name)
     notebooks = root / "notebooks"

@@ -137,6 +137,9 @@ class TrainConfig:
         for name, (good, allowed) in RANGES.items():
             value = getattr(self, name)
             require(name, value, value is None or good(value), allowed)
+        size, own = self.image_size, self.recipe.image_size
+        fits = size == own or self.dataset.startswith("folder:")
+        require("image_size", size, fits, f"{own} with dataset={self.dataset}; only folder:PATH is resized")
 
     def _check_types(self):
         types = {"int": int, "float": (int, float), "str": str, "bool": bool}

@@ -36,7 +36,7 @@ class FrozenEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, config: TrainConfig):
         super().__init__()
-        self.augmentation = augment.build(config.recipe.augmentation)
+        self.augmentation = augment.build(config.recipe.augmentation, config.image_size)
         self.encoder = encoder
         self.requires_grad_(False).train(False)
 

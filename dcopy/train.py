@@ -73,7 +73,7 @@ class _Loop:
     def __init__(self, config, folder, images, device, checkpoint_minutes, stop_after):
         self.config, self.folder = config, folder
         self.images = images.to(device)  # (n, C, H, W) uint8, the whole data set on the device
-        self.augment = augment.build(config.recipe.augmentation)
+        self.augment = augment.build(config.recipe.augmentation, config.image_size)
         self.trainer = Trainer(config, images.shape[1], device)
         self.steps = len(images) // config.batch_size  # a partial last batch is dropped
         self.losses = torch.zeros(self.steps, device=device)  # of this epoch; read once, at its end

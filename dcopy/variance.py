@@ -44,7 +44,7 @@ def variances(folder: str | Path, images: Tensor, views: int = 16) -> dict[str, 
         sigma2 = augmentation / image (infinite values as None).
     """
     network, F, config = load_network(folder)
-    augmentation = augment.build(config.recipe.augmentation)
+    augmentation = augment.build(config.recipe.augmentation, config.image_size)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "variance"))
     z = torch.stack([network(augmentation(images, generator)) for _ in range(views)]).double()  # (V, N, D)
     eigenvalues, U = torch.linalg.eigh(F.double())

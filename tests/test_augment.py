@@ -343,6 +343,12 @@ def test_recipe_has_the_settings_of_the_reference_code(name):
     assert augment.RECIPES[name] == tuple(OURS[type(t)](t) for t in REFERENCE_CODE[name])
 
 
+@pytest.mark.parametrize("name", ["cifar", "stl10"])
+def test_views_have_the_side_that_is_asked_for(name):
+    views = augment.build(name, 64)(random_images(2, 3, 80, 80), generator())
+    assert views.shape == (2, 3, 64, 64)
+
+
 # The batch.
 
 

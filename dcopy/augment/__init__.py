@@ -9,6 +9,7 @@ looks at a value on the device (no index by mask, no `.item()`), so the device n
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -140,11 +141,12 @@ RECIPES = {
 }
 
 
-def build(name: str) -> Augmentation:
+def build(name: str, size: int | None = None) -> Augmentation:
     """The augmentation of a data set.
 
     Args:
         name: one of RECIPES.
+        size: side of the views in pixels, where the recipe crops; None: the recipe's own.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
@@ -155,4 +157,12 @@ def build(name: str) -> Augmentation:
     torch.Size([4, 3, 32, 32])
     """
     require("augmentation", name, name in RECIPES, one_of(RECIPES))
-    return Augmentation(RECIPES[name])
+    operations = RECIPES[name]
+    if size is not None:
+        operations = tuple(
+            dataclasses.replace(operation, size=(size, size))
+            if isinstance(operation, RandomResizedCrop)
+            else operation
+            for operation in operations
+        )
+    return Augmentation(operations)

@@ -15,6 +15,15 @@ from pathlib import Path
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 
+def read_pyproject() -> dict:
+    """Raises ImportError where an environment cannot even read TOML."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
+
+
 def requirements(extras=()) -> list:
     """What pyproject.toml asks for on this Python: the core and the named extras, as `Requirement`s.
 
@@ -24,11 +33,7 @@ def requirements(extras=()) -> list:
     """
     from packaging.requirements import Requirement
 
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    project = read_pyproject()["project"]
     lines = list(project["dependencies"])
     for extra in extras:
         lines += project["optional-dependencies"][extra]

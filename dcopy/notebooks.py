@@ -160,6 +160,10 @@ def run(notebook: Path, results_dir: str, parameters: dict, name: str, label: st
         say(label, "starts")
         try:
             executed = _execute(notebook, running, parameters, Lines(log, label), Lines(log))
+            seconds = round(time.monotonic() - started, 1)
+            _keep(job, executed, final, seconds)
+            running.unlink()
+            failed.unlink(missing_ok=True)
         except (Failure, Stopped) as error:
             if running.exists():
                 running.replace(failed)
@@ -169,17 +173,8 @@ def run(notebook: Path, results_dir: str, parameters: dict, name: str, label: st
             print(last, file=log)
             say(label, last)
             raise
-        executed.metadata.papermill["output_path"] = str(final)
-        with results.atomic(final) as temporary:
-            nbformat.write(executed, temporary)
-        running.unlink()
-        failed.unlink(missing_ok=True)
-        seconds = round(time.monotonic() - started, 1)
         print(f"finished in {seconds} s", file=log)
-    finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    record = {"notebook": notebook.stem, "parameters": parameters, "seconds": seconds}
-    results.write_json(job.marker, record | {"finished": finished, "commit": results.commit()})
-    say(label, f"finished in {seconds} s")
+        say(label, f"finished in {seconds} s")
 
 
 def _execute(notebook: Path, output: Path, parameters: dict, stdout: Lines, stderr: Lines):
@@ -221,6 +216,20 @@ def _execute(notebook: Path, output: Path, parameters: dict, stdout: Lines, stde
             if attempt == STARTS:
                 raise Failure(f"because no kernel starts: {error}") from None
             time.sleep(random.uniform(1, 3))
+
+
+def _keep(job: plan.Job, executed, final: Path, seconds: float) -> None:
+    """Write the executed notebook, and last of all the marker."""
+    executed.metadata.papermill["output_path"] = str(final)
+    record = {"notebook": job.notebook, "parameters": job.parameters, "seconds": seconds}
+    record["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record["commit"] = results.commit()
+    try:
+        with results.atomic(final) as temporary:
+            nbformat.write(executed, temporary)
+        results.write_json(job.marker, record)
+    except OSError as error:
+        raise Failure(f"in writing its results: {error}") from None
 
 
 def main(arguments: list[str] | None = None) -> int:

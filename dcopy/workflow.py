@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if given.dry_run:
+            return dry_run(given, jobs, folder)
         check_writable(folder)
         with results.locked(folder):
             return run(given, jobs, folder)
@@ -104,29 +106,22 @@ def check_writable(folder: Path) -> None:
         raise OSError(message) from None
 
 
-def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
-    started = time.time()
-    wish = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(wish) if wish.isdigit() else max(1, cores() // given.jobs)
-    config = {"preset": given.preset, "options": json.dumps(given.options), "results_dir": folder}
-    config["threads"] = threads
-    snakemake = [sys.executable, "-m", "snakemake", "--nolock", "--cores", str(threads * given.jobs)]
-    snakemake += ["--config", *(f"{name}={value}" for name, value in config.items())]
-    snakemake += ["--rerun-triggers", *TRIGGERS, "--rerun-incomplete"]
+def dry_run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
+    for job in unfinished(given, jobs, folder):
+        say(f"would run {job.name}")
+    return 0
 
-    todo = unfinished(snakemake, jobs)
-    say(f"{given.preset}: {len(jobs)} notebooks to execute, {len(jobs) - len(todo)} of them done before")
-    if given.dry_run:
-        for job in todo:
-            say(f"would run {job.name}")
-        return 0
-    code = 0
+
+def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
+    started, code = time.time(), 0
+    todo = unfinished(given, jobs, folder)
     if todo:
-        say(f"{given.jobs} at a time with {threads} threads each. Ctrl-C stops; the same command goes on.")
+        say(f"{given.jobs} at a time, {threads(given)} threads each. Ctrl-C stops; the same command goes on.")
         for job in todo:
             Path(job.marker).unlink(missing_ok=True)
-        snakemake += ["--keep-going", "--scheduler", "greedy"]
-        code = follow(snakemake, jobs, folder, started)
+        code = follow(
+            [*snakemake(given, folder), "--keep-going", "--scheduler", "greedy"], jobs, folder, started
+        )
     if code != 130:
         report(jobs, folder, started)
     if code == 1:
@@ -134,17 +129,34 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
     return code
 
 
-def unfinished(snakemake: list[str], jobs: list[plan.Job]) -> list[plan.Job]:
+def threads(given: argparse.Namespace) -> int:
+    """What OMP_NUM_THREADS asks for, else a fair share of the cores."""
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wish) if wish.isdigit() else max(1, cores() // given.jobs)
+
+
+def snakemake(given: argparse.Namespace, folder: Path) -> list[str]:
+    """The command; Snakemake hands each job its threads as OMP_NUM_THREADS."""
+    config = {"preset": given.preset, "options": json.dumps(given.options), "results_dir": folder}
+    config["threads"] = threads(given)
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]
+    command += ["--rerun-triggers", *TRIGGERS, "--cores", str(threads(given) * given.jobs)]
+    return [*command, "--config", *(f"{name}={value}" for name, value in config.items())]
+
+
+def unfinished(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> list[plan.Job]:
     """The jobs that Snakemake would run."""
-    answer = subprocess.run([*snakemake, "--summary"], capture_output=True, text=True)
+    answer = subprocess.run([*snakemake(given, folder), "--summary"], capture_output=True, text=True)
     if answer.returncode:
         raise OSError(f"Snakemake refuses the plan:\n{answer.stderr.strip()}")
     rows = [line.split("\t") for line in answer.stdout.splitlines()]  # first the file, last the verdict
     pending = {row[0] for row in rows if row[-1] == "update pending"}
-    return [job for job in jobs if job.marker in pending]
+    todo = [job for job in jobs if job.marker in pending]
+    say(f"{given.preset}: {len(jobs)} notebooks to execute, {len(jobs) - len(todo)} of them done before")
+    return todo
 
 
-def follow(snakemake: list[str], jobs: list[plan.Job], folder: Path, started: float) -> int:
+def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: float) -> int:
     """Let Snakemake run, and show each line of the notebooks after the count of jobs and the time.
 
     Snakemake gets a process group of its own. A signal to this process goes to that whole group
@@ -154,7 +166,7 @@ def follow(snakemake: list[str], jobs: list[plan.Job], folder: Path, started: fl
     stopped = False
     with open(chatter, "w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            snakemake,
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

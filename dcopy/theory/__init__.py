@@ -1,0 +1,99 @@
+"""The linear theory of DirectSet(alpha): flow, closed forms, and twelve claims as experiments.
+
+Read `flow` for the model, `closed_forms` and `sample_forms` for what it predicts, and the four
+`claims_*` modules for each prediction next to its measurement. Batched, float64, any device.
+"""
+
+from dcopy.theory.claims_beyond import (
+    alignment,
+    correlated_noise,
+    depth,
+    descend,
+    discrete_steps,
+    learned_predictor,
+    phase_diagrams,
+)
+from dcopy.theory.claims_dynamics import claim_6, claim_7, claim_8
+from dcopy.theory.claims_features import claim_1, claim_2, claim_3, claim_4, claim_5, random_basis
+from dcopy.theory.claims_samples import claim_9, claim_10, claim_11, imperfect_pretraining, two_variances
+from dcopy.theory.closed_forms import (
+    critical_start,
+    depth_threshold,
+    ema_rate,
+    final_weight,
+    fixed_points,
+    theorem_1,
+    threshold,
+    weight,
+)
+from dcopy.theory.evidence import Evidence, record
+from dcopy.theory.flow import (
+    correlation,
+    deep,
+    deep_feature,
+    descent,
+    directset,
+    feature,
+    learned,
+    moments,
+    set_predictor,
+)
+from dcopy.theory.sample_forms import excess_risk, finite_sample_error, labels_needed, sgd_ball
+from dcopy.theory.samples import least_squares_excess, polar, row_space, sample_views, sgd, sine_to
+from dcopy.theory.solver import edge, integrate, limit
+
+__all__ = [
+    "Evidence",
+    "alignment",
+    "claim_1",
+    "claim_2",
+    "claim_3",
+    "claim_4",
+    "claim_5",
+    "claim_6",
+    "claim_7",
+    "claim_8",
+    "claim_9",
+    "claim_10",
+    "claim_11",
+    "correlated_noise",
+    "correlation",
+    "critical_start",
+    "deep",
+    "deep_feature",
+    "depth",
+    "depth_threshold",
+    "descend",
+    "descent",
+    "directset",
+    "discrete_steps",
+    "edge",
+    "ema_rate",
+    "excess_risk",
+    "feature",
+    "final_weight",
+    "finite_sample_error",
+    "fixed_points",
+    "imperfect_pretraining",
+    "integrate",
+    "labels_needed",
+    "learned",
+    "learned_predictor",
+    "least_squares_excess",
+    "limit",
+    "moments",
+    "phase_diagrams",
+    "polar",
+    "random_basis",
+    "record",
+    "row_space",
+    "sample_views",
+    "set_predictor",
+    "sgd",
+    "sgd_ball",
+    "sine_to",
+    "theorem_1",
+    "threshold",
+    "two_variances",
+    "weight",
+]

@@ -1,0 +1,206 @@
+"""The flow against autograd, SciPy and itself; the closed forms against the flow; refusals."""
+
+from functools import partial
+
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+from dcopy import theory
+from dcopy.theory.closed_forms import check
+from dcopy.theory.sample_forms import check_rank, check_step
+
+D = 4  # features in most tests
+
+
+def gaussian(*shape, seed=0, scale=1.0):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def second_moments(d=D, seed=1):
+    """X and X' that share no eigenvectors: the general case."""
+    A, B = gaussian(d, d, seed=seed), gaussian(d, d, seed=seed + 1)
+    return A @ A.mT / d + torch.eye(d), 0.5 * B @ B.mT / d
+
+
+def sampled_loss(layers, W_a, W_p, x1, x2, eta, stop_gradient=True):
+    """Mean of both directions of ½|W_p W x1 - W_a x2|² plus ½ eta |layer|², as autograd sees it."""
+    W = layers[0]
+    for layer in layers[1:]:
+        W = layer @ W
+    target = W_a.detach() if stop_gradient else W
+    loss = 0.0
+    for a, b in ((x1, x2), (x2, x1)):
+        residual = a @ (W_p @ W).mT - b @ target.mT  # (n, k)
+        loss = loss + residual.square().sum() / (4 * len(a))
+    return loss + sum(eta / 2 * layer.square().sum() for layer in layers)
+
+
+@pytest.fixture
+def pairs():
+    x = gaussian(50, D, seed=7)
+    return x + gaussian(50, D, seed=8, scale=0.5), x + gaussian(50, D, seed=9, scale=0.5)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 1, 2])
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_velocity_is_minus_autograd_of_the_sampled_loss(pairs, alpha, stop_gradient):
+    auto, cross = theory.moments(*pairs)
+    W = gaussian(D, D).requires_grad_()
+    W_p = theory.set_predictor(theory.correlation(W, auto), alpha, eps=0.2).detach()
+    (grad,) = torch.autograd.grad(sampled_loss([W], W, W_p, *pairs, 0.1, stop_gradient), W)
+    velocity = theory.directset(W, auto, cross, 0.1, 0.2, alpha=alpha, stop_gradient=stop_gradient)
+    torch.testing.assert_close(velocity, -grad, rtol=1e-10, atol=1e-10)
+
+
+def test_velocity_with_a_target_of_its_own_is_minus_autograd(pairs):
+    auto, cross = theory.moments(*pairs)
+    W, W_a = gaussian(D, D).requires_grad_(), gaussian(D, D, seed=5)
+    W_p = theory.correlation(W, auto).detach()
+    (grad,) = torch.autograd.grad(sampled_loss([W], W_a, W_p, *pairs, 0.1), W)
+    velocity = theory.directset(torch.cat([W, W_a], -1), auto, cross, 0.1, beta=0.3)
+    torch.testing.assert_close(velocity[:, :D], -grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(velocity[:, D:], 0.3 * (W - W_a))
+
+
+def test_learned_predictor_and_layers_are_minus_autograd(pairs):
+    auto, cross = theory.moments(*pairs)
+    W, W_p = gaussian(D, D).requires_grad_(), gaussian(D, D, seed=5).requires_grad_()
+    loss = sampled_loss([W], W, W_p, *pairs, 0.1) + 0.05 * W_p.square().sum()
+    grads = torch.autograd.grad(loss, (W, W_p))
+    velocity = theory.learned(torch.cat([W, W_p], -1), auto, cross, 0.1)
+    torch.testing.assert_close(velocity, -torch.cat(grads, -1), rtol=1e-10, atol=1e-10)
+
+    layers = [gaussian(D, D, seed=s).requires_grad_() for s in (1, 2, 3)]
+    W = (layers[2] @ layers[1] @ layers[0]).detach()
+    W_p = theory.correlation(W, auto)
+    grads = torch.autograd.grad(sampled_loss(layers, W, W_p, *pairs, 0.1), layers)
+    velocity = theory.deep(torch.cat(layers, -1), auto, cross, 0.1, depth=3)
+    torch.testing.assert_close(velocity, -torch.cat(grads, -1), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("field", "columns"),
+    [
+        (partial(theory.directset, eta=0.1, eps=0.1, beta=0.5), 2 * D),
+        (partial(theory.directset, eta=0.1, alpha=0.5), D),
+        (partial(theory.directset, eta=0.1, alpha=2), D),
+        (partial(theory.directset, eta=0.1, stop_gradient=False), D),
+        (partial(theory.learned, eta=0.1), 2 * D),
+        (partial(theory.deep, eta=0.1, depth=2), 2 * D),
+    ],
+)
+def test_integrator_agrees_with_scipy(field, columns):
+    X, noise = second_moments()
+    start, times = gaussian(D, columns, scale=0.6), [0.5, 2.0, 10.0]
+
+    def flat(_, y):
+        return field(torch.from_numpy(y).reshape(D, columns), X + noise, X).flatten().numpy()
+
+    reference = solve_ivp(flat, (0, 10), start.flatten().numpy(), "DOP853", times, rtol=1e-12, atol=1e-14)
+    states = theory.integrate(field, start, times, (X + noise, X), state_dims=2)
+    expected = torch.from_numpy(reference.y.T.copy()).reshape(3, D, columns)
+    torch.testing.assert_close(states, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_a_cell_does_not_depend_on_its_neighbours():
+    variance = torch.tensor([[0.0, 1.0, 2.0], [0.5, 3.0, 9.0]], dtype=torch.float64)
+    eta = torch.tensor([0.05, 0.1, 0.2], dtype=torch.float64).expand(2, 3)
+    together = theory.integrate(
+        theory.feature, torch.ones_like(variance), [3.0, 30.0], (variance, eta), state_dims=0
+    )
+    for i in range(2):
+        for j in range(3):
+            one = torch.ones(1, dtype=torch.float64)
+            args = (variance[i, j : j + 1], eta[i, j : j + 1])
+            alone = theory.integrate(theory.feature, one, [3.0, 30.0], args, state_dims=0)
+            torch.testing.assert_close(together[:, i, j], alone[:, 0], rtol=1e-12, atol=1e-14)
+
+
+def test_features_of_a_diagonal_network_follow_the_reduced_equation():
+    variances = torch.tensor([0.0, 0.5, 1.0, 4.0], dtype=torch.float64)
+    signal = torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64)
+    lam = gaussian(D).abs()
+    auto, cross = torch.diag(signal + variances), torch.diag(signal)
+    for alpha, eps in ((0.5, 0.0), (1.0, 0.2), (2.0, 0.1)):
+        whole = theory.directset(torch.diag(lam), auto, cross, 0.1, eps, alpha=alpha)
+        reduced = theory.feature(lam, variances, 0.1, alpha, eps, signal)
+        torch.testing.assert_close(whole, torch.diag(reduced), rtol=1e-12, atol=1e-12)
+    layers = torch.cat([torch.diag(lam)] * 3, -1)
+    whole = theory.deep(layers, torch.diag(1 + variances), torch.eye(D).double(), 0.1, depth=3)
+    reduced = theory.deep_feature(lam, variances, 0.1, depth=3)
+    torch.testing.assert_close(whole[:, :D], torch.diag(reduced), rtol=1e-12, atol=1e-12)
+
+
+def test_directset_with_half_power_squares_back_to_f():
+    F = theory.correlation(gaussian(D, D), torch.eye(D).double())
+    root = theory.set_predictor(F, 0.5)
+    torch.testing.assert_close(root @ root, F)
+    torch.testing.assert_close(theory.set_predictor(F, 1.0, eps=0.1), F + 0.1 * torch.eye(D))
+    torch.testing.assert_close(theory.set_predictor(F, 0), torch.eye(D).double())
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_fixed_points_are_zeros_of_the_velocity(alpha, eps):
+    signal, variance, eta, tau = 1.3, 0.7, 0.12, 0.9
+    for q in theory.fixed_points(eta, variance, signal, tau):
+        lam = theory.weight(q, variance, alpha, eps, signal)
+        if q > eps:  # no weight has an eigenvalue below eps
+            assert lam > 0
+            assert theory.feature(lam, variance, eta, alpha, eps, signal, tau).abs() < 1e-14
+
+
+def test_final_weight_knows_every_fate():
+    below, above = 0.99, 1.01
+    edge = theory.critical_start(0.2, 0.0).item()
+    assert theory.final_weight(below * edge, 0.2, 0.0) == 0  # collapse
+    assert theory.final_weight(above * edge, 0.2, 0.0) > 0.8  # survival
+    assert theory.final_weight(9.0, 0.2, 1.0) == 0  # above the threshold, from anywhere
+    assert theory.final_weight(1e-9, 0.2, 0.0, eps=0.3) > 0.6  # eps in (q-, q+): escape
+    assert theory.final_weight(9.0, 0.2, 0.0, eps=0.73) == 0  # eps above q+: collapse
+    assert theory.critical_start(0.2, 1.0).isinf()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (partial(check, eta=-0.1), "eta=-0.1 is not allowed.*grow without bound"),
+        (partial(check, variance=[0.0, -2.0]), "variance=-2.0 is not allowed.*positive semi-definite"),
+        (partial(check, alpha=0.0), "alpha=0.0 is not allowed.*collapses"),
+        (partial(check, eps=float("nan")), "eps=nan is not allowed"),
+        (partial(check, delta=0.0), "delta=0.0 is not allowed.*nothing is learned"),
+        (partial(theory.theorem_1, 0.3, 1.0), "below 1/4.*Theorem 1.*every feature decays"),
+        (partial(theory.theorem_1, 0.1, 1.0), "above 1/.4.*Theorem 1.*nuisance features survive"),
+        (partial(theory.theorem_1, 0.2, 1.0, delta=0.1), "delta=0.1 is not above.*Theorem 1.*collapses to 0"),
+        (partial(check_rank, 5, 4), "r=5 is not allowed with d=4"),
+        (partial(theory.two_variances, 3, 0, 1.0), "r=0 is not allowed with d=3"),
+        (partial(check_step, 3.0, 0.16, 1.0), "lr=3.0 is not allowed.*2/rate"),
+        (partial(check_step, 0.0, 0.16, 1.0), "lr=0.0 is not allowed"),
+        (partial(theory.excess_risk, 5, 4, 1.0), "5 labels for 4 features"),
+        (partial(theory.integrate, theory.feature, torch.ones(1), [1.0, 0.5]), "must increase"),
+    ],
+)
+def test_bad_parameters_say_which_condition_fails_and_what_happens_instead(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_stated_step_size_limit_is_where_descent_stops_following_the_flow():
+    eta, eye = 0.16, torch.eye(1).double()
+    q = theory.fixed_points(eta, 0.0)[1].item()
+    most = 2 / (2 * q * (2 * q - 1))
+    start = (1 + 1e-6) * q**0.5 * eye
+    for factor, shrinks in ((0.98, True), (1.02, False)):
+        W = start
+        for _ in range(50):
+            W = W + factor * most * theory.directset(W, eye, eye, eta)
+        assert ((W - q**0.5 * eye).abs() < 1e-6).item() is shrinks
+    check_step(0.98 * most, eta, 0.0, delta=q**0.5)
+    with pytest.raises(ValueError, match="not allowed"):
+        check_step(1.02 * most, eta, 0.0, delta=q**0.5)
+
+
+def test_a_solution_that_blows_up_is_reported():
+    with pytest.raises(ValueError, match="leaves the finite numbers"):
+        theory.integrate(lambda y: y.square(), torch.ones(1, dtype=torch.float64), [2.0], state_dims=0)

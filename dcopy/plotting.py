@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from . import health, results
+from .config import METHODS
 
 # Okabe and Ito's colours: told apart with every kind of colour vision. One method, one colour, everywhere.
 COLORS = {
@@ -168,6 +169,32 @@ def accuracy_bars(rows: list[dict], title: str) -> Figure:
     return figure
 
 
+def predictor_cost(record: dict) -> Figure:
+    """Time of a predictor's update against D, a line a method, beside its share of the measured step.
+
+    Args:
+        record: what `python -m dcopy.bench` wrote.
+    """
+    figure, ax = plt.subplots(figsize=(7.2, 4.2))
+    lines: dict[str, list[dict]] = {}
+    for row in record["predictors"]:
+        lines.setdefault(row["label"], []).append(row)
+    drawn = []
+    for label, rows in lines.items():
+        method = rows[0]["method"]
+        style = {"color": COLORS[method], "ls": ("-", "--", ":")[drawn.count(method)]}
+        ax.loglog([r["dim"] for r in rows], [r["ms"] for r in rows], MARKERS[method], label=label, **style)
+        drawn.append(method)
+    dims, step, config = [row["dim"] for row in rows], record["step"]["ms"], record["config"]
+    ax.set_xticks(dims, dims)
+    ax.minorticks_off()
+    ax.set(title=record["provenance"]["device"], xlabel="D", ylabel="time of an update (ms)")
+    share = ax.secondary_yaxis("right", functions=(lambda ms: 100 * ms / step, lambda s: s * step / 100))
+    share.set_ylabel(f"share of a step of {config['dataset']}, {step:,.0f} ms (%)")
+    ax.legend(loc="center left", bbox_to_anchor=(1.2, 0.5))
+    return figure
+
+
 def ablation_heatmap(table: pd.DataFrame, title: str) -> Figure:
     """Accuracy in percent as a heat map; `table` has the settings of one field down, of another across."""
     figure, ax = plt.subplots(figsize=(1.0 * table.shape[1] + 2, 0.55 * table.shape[0] + 1.5))
@@ -235,3 +262,42 @@ def surviving_directions(records: dict[str, dict]) -> Figure:
         ax.set(title=f"η = {setting}", xlabel="σ²: augmentation / images")
     np.atleast_1d(axes)[0].set_ylabel("share in the trace of F")
     return figure
+
+
+def compare_published(rows: list[dict]) -> Figure:
+    """Published accuracies (hollow) beside ours (filled), whiskers of one std, a panel a data set.
+
+    Args:
+        rows: what `published.table1` returns; a recalled number gets its dagger.
+    """
+    keys = ("data", "method", "epochs")
+    panels, labels, ticks = (list(dict.fromkeys(row[key] for row in rows)) for key in keys)
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels) + 2, 3.8), squeeze=False)
+    styles = {label: _style(label) for label in labels}
+    for row in rows:
+        ax = axes[0, panels.index(row["data"])]
+        x = ticks.index(row["epochs"]) + 0.16 * (labels.index(row["method"]) - (len(labels) - 1) / 2)
+        style = styles[row["method"]] | {"capsize": 2, "lw": 1.2}
+        if row["published"] is not None:
+            ax.errorbar(x - 0.03, row["published"], yerr=row["published_std"], mfc="white", **style)
+        if row["recalled"]:
+            top = row["published"] + (row["published_std"] or 0)
+            ax.annotate("†", (x - 0.03, top), (0, 2), textcoords="offset points", ha="center", fontsize=9)
+        if row["here"] is not None:
+            ax.errorbar(x + 0.03, row["here"], yerr=row["here_std"], **style)
+    for ax, name in zip(axes[0], panels, strict=True):
+        ax.set(title=name, xlabel="epochs", xlim=(-0.5, len(ticks) - 0.5))
+        ax.set_xticks(range(len(ticks)), ticks)
+        ax.grid(axis="x", visible=False)
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    here = {"color": "#555555", "marker": "o", "ls": ""}
+    styles |= {"published": here | {"mfc": "white"}, "here": here}
+    handles = [plt.Line2D([], [], label=label, **style) for label, style in styles.items()]
+    axes[0, -1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _style(label: str) -> dict:
+    """Colour and marker of the method with this label; its freq variant differs by the marker."""
+    method = next(name for name, text in METHODS.items() if text == label.split(" (freq")[0])
+    return {"color": COLORS[method], "marker": "h" if "freq" in label else MARKERS[method], "ls": ""}

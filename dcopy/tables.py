@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from . import results
-from .config import METHODS
+from .config import METHODS, TrainConfig
 
 BASELINES = {"pixels": "raw pixels", "random": "random encoder"}
 ORDER = [*METHODS, *BASELINES]  # rows of every table
@@ -96,20 +97,86 @@ def summary(probes: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def to_latex(table: pd.DataFrame, caption: str) -> str:
-    """A table environment for the booktabs package."""
-    escaped = table.astype(str).replace(
-        {"±": r"$\\pm$", "α": r"$\\alpha$", "—": "--", "%": r"\\%"}, regex=True
+def health(runs: pd.DataFrame) -> pd.DataFrame:
+    """Health at the last epoch from `run_frame`, mean ± std over seeds; no label entered it."""
+    return (
+        runs.groupby("label", sort=False)
+        .agg(
+            n=("seed", "size"),
+            loss=("loss", lambda values: mean_std(values, 2)),
+            spread=("projection_std", lambda values: mean_std(values, 2)),
+            rank=("effective_rank", mean_std),
+            verdict=("verdict", lambda values: ", ".join(sorted(set(values)))),
+        )
+        .reset_index()
     )
-    body = escaped.style.hide(axis="index").to_latex(
-        hrules=True, column_format="l" + "r" * (len(table.columns) - 1), caption=caption, position="t"
-    )
-    return body
 
 
-def write_table(table: pd.DataFrame, path: str | Path, caption: str) -> pd.DataFrame:
-    """Write PATH.md, PATH.tex and PATH.csv and return the table."""
-    results.write_text(f"{path}.md", f"{caption}\n\n{table.to_markdown(index=False)}\n")
-    results.write_text(f"{path}.tex", to_latex(table, caption))
-    results.write_csv(f"{path}.csv", table.to_dict("records"))
+def variant_labels(configs: list[TrainConfig]) -> list[str]:
+    """Labels that tell settings apart: the run's own, and the fields in which runs of that label differ.
+
+    >>> variant_labels([TrainConfig(epochs=100), TrainConfig(epochs=300), TrainConfig(method="none")])
+    ['DirectCopy, epochs=100', 'DirectCopy, epochs=300', 'no predictor']
+    """
+    labels = []
+    for config in configs:
+        alike = [other for other in configs if other.label == config.label]
+        standard = TrainConfig(dataset=config.dataset, method=config.method, alpha=config.alpha)
+        label = config.label
+        for name, value in config.to_dict().items():
+            told = name in ("dataset", "epochs") or value != getattr(standard, name)
+            if name != "seed" and told and any(getattr(other, name) != value for other in alike):
+                label += f", {name}={value:g}" if isinstance(value, float) else f", {name}={value}"
+        labels.append(label)
+    return labels
+
+
+_TEX = str.maketrans(
+    {"±": r"$\pm$", "−": "$-$", "—": "--", "†": r"\textdagger{}", "α": r"$\alpha$", "ε": r"$\varepsilon$"}
+    | {mark: f"\\{mark}" for mark in "%&_#$"}
+)
+
+
+def to_latex(table: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> str:
+    """A table environment for the booktabs package, columns of numbers flush right, notes below."""
+    cells = table.astype(str).apply(lambda column: column.str.translate(_TEX))
+    tabular = cells.rename(columns=lambda name: str(name).translate(_TEX)).style.hide(axis="index")
+    alignment = "".join("r" if number else "l" for number in _numbers(table))
+    size = r"\scriptsize\setlength{\tabcolsep}{3pt}" if len(table.columns) > 6 else r"\small"
+    lines = [r"\begin{table}[t]", rf"\centering{size}", rf"\caption{{{caption.translate(_TEX)}}}"]
+    lines.append(tabular.to_latex(hrules=True, column_format=alignment).strip())
+    if notes:
+        lines += ["", r"\medskip\raggedright", *(rf"{note.translate(_TEX)}\par" for note in notes)]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _numbers(table: pd.DataFrame) -> list[bool]:
+    """Which columns hold numbers, or that there is none."""
+    return [table[name].astype(str).str.match(r"[+−-]?\d|not run$|—$").all() for name in table]
+
+
+def write_table(
+    table: pd.DataFrame,
+    path: str | Path,
+    caption: str,
+    notes: Sequence[str] = (),
+    data: list[dict] | None = None,
+) -> pd.DataFrame:
+    """Write PATH.md, PATH.tex and PATH.csv and return the table.
+
+    Args:
+        table: as it is shown.
+        path: without suffix.
+        caption: above the table.
+        notes: below it.
+        data: the rows of the CSV, where those are not the cells as shown.
+    """
+    alignment = ["right" if number else "left" for number in _numbers(table)]
+    markdown = table.to_markdown(index=False, disable_numparse=True, colalign=alignment)
+    text = f"{caption}\n\n{markdown}\n"
+    if notes:
+        text += "\n" + "".join(f"- {note}\n" for note in notes)
+    results.write_text(f"{path}.md", text)
+    results.write_text(f"{path}.tex", to_latex(table, caption, notes))
+    results.write_csv(f"{path}.csv", table.to_dict("records") if data is None else data)
     return table

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,8 +44,8 @@ def put(file, image=None, **options):
 
 
 def two_classes(photos):
-    for name in ("train/cat/1.png", "train/cat/10.png", "train/cat/2.png", "train/dog/a.png"):
-        put(photos / name, picture(hash(name) % 1000))
+    for seed, name in enumerate(("cat/1.png", "cat/10.png", "cat/2.png", "dog/a.png")):
+        put(photos / "train" / name, picture(seed))
     return photos
 
 
@@ -229,8 +230,11 @@ def test_a_bad_file_is_named(photos, root, bad):
     for file in photos.rglob("*.*"):
         if file.name in {"3.jpg", "4.png", "notes.txt"} - {bad}:
             file.unlink()
-    with pytest.raises(ValueError, match=rf"train/.+/{bad}: not an? .+; skip_bad leaves such files out"):
+    with pytest.raises(
+        ValueError, match=rf"train/.+/{bad}: not an? .+; skip_bad leaves such files out"
+    ) as caught:
         read(photos, root)
+    assert "BytesIO" not in str(caught.value)  # Pillow names what it was given, which tells a user nothing
     assert not list(root.rglob("meta.json"))
 
 
@@ -320,6 +324,44 @@ def test_a_renamed_class_is_seen(photos, root):
     (photos / "train" / "cat").rename(photos / "train" / "zebra")
     data = read(photos, root)
     assert data.classes == ("dog", "zebra") and data.train_labels.tolist() == [0, 1, 1, 1]
+
+
+def test_a_file_that_moved_to_another_class_is_seen(photos, root):
+    """The same images in the same order, but not the same labels."""
+    two_classes(photos)
+    read(photos, root)
+    (photos / "train" / "cat" / "10.png").rename(photos / "train" / "dog" / "0.png")
+    assert read(photos, root).train_labels.tolist() == [0, 0, 1, 1]
+
+
+def test_folders_are_told_apart_without_their_times(photos, root, monkeypatch):
+    """Two folders with files of the same name and size, where the file system keeps no times."""
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **options: os.stat_result(tuple(stat(path, **options))))
+    for seed in (1, 2):
+        put(photos / str(seed) / "x.bmp", picture(seed))
+        assert torch.equal(read(photos / str(seed), root).unlabeled[0], pixels(picture(seed)))
+
+
+def test_unchanged_files_are_not_read_again(photos, root, monkeypatch):
+    two_classes(photos)
+    read(photos, root)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+    assert len(read(photos, root).train) == 4
+
+
+def test_a_complete_cache_needs_nothing_written(photos, root, monkeypatch):
+    """So a cache on a read-only disk serves, even for a copy of the folder that was decoded."""
+
+    def read_only(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    two_classes(photos)
+    read(photos, root)
+    shutil.copytree(photos, photos.parent / "copy")
+    monkeypatch.setattr(folder, "write_text", read_only)
+    monkeypatch.setattr(folder, "alone", read_only)
+    assert len(read(photos.parent / "copy", root).train) == 4
 
 
 @pytest.mark.filterwarnings("error")

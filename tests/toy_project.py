@@ -107,8 +107,8 @@ def start(root: Path, *words: str, module: str = "dcopy.workflow", **options) ->
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **(defaults | options))
 
 
-def finish(root: Path, *words: str, **options) -> tuple[int, str]:
+def finish(root: Path, *words: str, seconds: float = 120, **options) -> tuple[int, str]:
     """Exit code and all output of the same."""
     process = start(root, *words, **options)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=seconds)
     return process.returncode, output

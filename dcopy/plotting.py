@@ -270,10 +270,14 @@ def compare_published(rows: list[dict]) -> Figure:
     Args:
         rows: what `published.table1` returns; a recalled number gets its dagger.
     """
-    keys = ("data", "method", "epochs")
-    panels, labels, ticks = (list(dict.fromkeys(row[key] for row in rows)) for key in keys)
+    columns = ([row[key] for row in rows] for key in ("data", "method", "epochs"))
+    panels, labels, ticks = (list(dict.fromkeys(column)) for column in columns)
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels) + 2, 3.8), squeeze=False)
-    styles = {label: _style(label) for label in labels}
+    styles = {}
+    for label in labels:
+        method = next(name for name, text in METHODS.items() if text == label.split(" (freq")[0])
+        marker = "h" if "freq" in label else MARKERS[method]
+        styles[label] = {"color": COLORS[method], "marker": marker, "ls": ""}
     for row in rows:
         ax = axes[0, panels.index(row["data"])]
         x = ticks.index(row["epochs"]) + 0.16 * (labels.index(row["method"]) - (len(labels) - 1) / 2)
@@ -281,8 +285,8 @@ def compare_published(rows: list[dict]) -> Figure:
         if row["published"] is not None:
             ax.errorbar(x - 0.03, row["published"], yerr=row["published_std"], mfc="white", **style)
         if row["recalled"]:
-            top = row["published"] + (row["published_std"] or 0)
-            ax.annotate("†", (x - 0.03, top), (0, 2), textcoords="offset points", ha="center", fontsize=9)
+            above = row["published"] + (row["published_std"] or 0) + 0.1
+            ax.text(x - 0.03, above, "†", ha="center", fontsize=9)
         if row["here"] is not None:
             ax.errorbar(x + 0.03, row["here"], yerr=row["here_std"], **style)
     for ax, name in zip(axes[0], panels, strict=True):
@@ -295,9 +299,3 @@ def compare_published(rows: list[dict]) -> Figure:
     handles = [plt.Line2D([], [], label=label, **style) for label, style in styles.items()]
     axes[0, -1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
-
-
-def _style(label: str) -> dict:
-    """Colour and marker of the method with this label; its freq variant differs by the marker."""
-    method = next(name for name, text in METHODS.items() if text == label.split(" (freq")[0])
-    return {"color": COLORS[method], "marker": "h" if "freq" in label else MARKERS[method], "ls": ""}

@@ -113,7 +113,7 @@ def own_runs(folders: Iterable[str | Path]) -> dict[str, tuple[TrainConfig, dict
 
 
 def table1(published: list[dict], runs: dict[str, tuple]) -> list[dict]:
-    """Table 1 in numbers, from `read` and `own_runs`: a row a cell, and one a protocol that ours were run with."""
+    """Table 1 in numbers, from `read` and `own_runs`: a row a cell, or one a protocol that ours ran with."""
     rows = []
     for dataset, epochs, label in itertools.product(DATASETS, EPOCHS, LISTED):
         listed = choose(published, dataset, epochs, label)

@@ -165,14 +165,8 @@ def test_all_methods_start_from_the_same_encoder():
 
 
 def test_streams_are_apart():
-    moments = [
-        ("weights",),
-        ("order", 0),
-        ("order", 1),
-        ("augment", 0, 1),
-        ("augment", 1, 0),
-        ("augment", 11),
-    ]
+    steps = [("augment", epoch, step) for epoch, step in ((0, 1), (1, 0), (1, 10), (11, 0))]
+    moments = [("weights",), ("order", 0), ("order", 1), *steps]
     seeds = {derive_seed(seed, *moment) for seed in (0, 1, 10) for moment in moments}
     assert len(seeds) == 3 * len(moments)
 

@@ -106,7 +106,7 @@ def test_check_images_names_the_first_bad_image(value):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.rand(3, 8, 8), r"got \(3, 8, 8\)"),
+        (torch.rand(3, 3, 8), r"got \(3, 3, 8\)"),
         (torch.rand(2, 8, 8, 3), r"got \(2, 8, 8, 3\)"),
         (torch.rand(0, 3, 8, 8), r"got \(0, 3, 8, 8\)"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.int64), r"got torch.int64"),

@@ -120,6 +120,10 @@ class Lines:
     def flush(self) -> None:
         pass  # every line is flushed as it is written
 
+    def close(self) -> None:
+        if self.rest:
+            self.write("\n")
+
 
 def say(label: str, line: str) -> None:
     with contextlib.suppress(BrokenPipeError):  # nobody reads any more: `stop_when_unread` acts on it
@@ -159,7 +163,8 @@ def run(notebook: Path, results_dir: str, parameters: dict, name: str, label: st
     with open(job.log, "w", encoding="utf-8") as log:
         say(label, "starts")
         try:
-            executed = _execute(notebook, running, parameters, Lines(log, label), Lines(log))
+            with contextlib.closing(Lines(log, label)) as stdout, contextlib.closing(Lines(log)) as stderr:
+                executed = _execute(notebook, running, parameters, stdout, stderr)
             seconds = round(time.monotonic() - started, 1)
             _keep(job, executed, final, seconds)
             running.unlink()
@@ -268,4 +273,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # where the terminal knows no Greek
     sys.exit(main())

@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if given.check:
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the former is ignored in a script's background job
+        signal.signal(number, signal.default_int_handler)
     try:
         if given.dry_run:
             return dry_run(given, jobs, folder)
@@ -172,6 +173,7 @@ def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: floa
             stderr=log,
             encoding="utf-8",
             errors="replace",
+            env=os.environ | {"PYTHONUTF8": "1"},
             start_new_session=True,
         )
 
@@ -181,7 +183,8 @@ def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: floa
             os.killpg(process.pid, signal.SIGINT)
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, stop)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, stop)
         for line in process.stdout:
             done = sum(Path(job.marker).exists() for job in jobs)
             say(f"[{done}/{len(jobs)} {clock(time.time() - started)}] {line}", end="")
@@ -241,4 +244,5 @@ def clock(seconds: float) -> str:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # where the terminal knows no Greek
     sys.exit(main())

@@ -74,11 +74,11 @@ def test_the_kernel_is_this_interpreter_in_the_projects_root(place, monkeypatch)
 
 
 def test_bars_become_lines_and_warnings_go_to_the_log(place, capsys):
-    source = "import sys\nprint('1 %\\r2 %\\r3 %')\nprint('a warning', file=sys.stderr)"
+    source = "import sys\nprint('1 %\\r2 %\\r3 %')\nprint('a warning', file=sys.stderr)\nprint('end', end='')"
     notebook = toy_project.write_notebook(place / "a.ipynb", "n: int = 1", source)
     assert run(notebook) == 0
     shown = capsys.readouterr().out
-    assert "a | 3 %\n" in shown and "2 %" not in shown and "a warning" not in shown
+    assert "a | 3 %\n" in shown and "2 %" not in shown and "a warning" not in shown and "a | end\n" in shown
     log = (place / "out/logs/a.log").read_text().splitlines()
     assert "3 %" in log and "a warning" in log and log[-1].startswith("finished in ")
 

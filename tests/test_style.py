@@ -1,4 +1,4 @@
-"""The code is linted and formatted, notebooks included."""
+"""The code is linted, notebooks included, and formatted."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("command", [["check"], ["format", "--diff"]], ids=lambda words: words[0])
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=lambda words: words[0])
 def test_ruff_has_nothing_to_say(command):
     answer = subprocess.run(
         [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True

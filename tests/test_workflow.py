@@ -52,12 +52,23 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+LONG = (*ONE, "epochs=1000", "seeds=2", "-j", "1")  # training would take minutes, twice
+
+
 def start_long(root: Path, **options):
-    """A start whose training would take minutes, once that training is under way."""
-    process = toy_project.start(root, *ONE, "epochs=1000", **options)
-    log = root / "results/smoke/logs"
-    wait_for(lambda: any("epoch 1" in path.read_text() for path in log.glob("03*.log")))
+    """Such a start, once the first training is under way."""
+    process = toy_project.start(root, *LONG, **options)
+    wait_for(lambda: any("epoch 1" in log.read_text() for log in logs(root)))
     return process
+
+
+def logs(root: Path) -> list[Path]:
+    return list((root / "results/smoke/logs").glob("03*.log"))
+
+
+def saved(root: Path) -> list[Path]:
+    """What the training in the toy notebook leaves when it is interrupted."""
+    return list((root / "results/smoke").glob("saved-*"))
 
 
 # the plan
@@ -264,31 +275,33 @@ def test_a_read_only_results_folder_is_one_line_before_any_work(project):
     assert output.startswith("cannot write to results/smoke: Permission denied; --results DIR")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_training_save_and_the_next_start_goes_on(project, number):
-    process = start_long(project)
+@pytest.mark.parametrize(("number", "as_background_job"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_a_signal_lets_training_save_and_the_next_start_goes_on(project, number, as_background_job):
+    def ignore():  # what a shell does to the background jobs of a script
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    process = start_long(project, preexec_fn=ignore if as_background_job else None)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Stopped. The same command goes on from here.\n" in output
-    results = project / "results/smoke"
-    assert (results / "saved-directcopy-0").exists()
+    assert len(saved(project)) == len(logs(project)) == 1  # and nothing else was begun
     assert "03_pretrain" not in markers(project)
-    assert not list(results.glob("notebooks/03*.running.ipynb"))
-    assert "03_pretrain" in would_run(project, *ONE, "epochs=1000")
+    assert not list((project / "results/smoke/notebooks").glob("03*.running.ipynb"))
+    assert would_run(project, *LONG).count("03_pretrain") == 2
 
 
 def test_nothing_goes_on_after_the_workflow_is_killed(project):
     process = start_long(project)
     process.kill()
     process.wait()
-    wait_for(lambda: (project / "results/smoke/saved-directcopy-0").exists(), 20)
+    wait_for(lambda: saved(project), seconds=20)
 
 
 def test_a_second_start_is_refused_while_the_first_one_works(project):
     process = start_long(project)
     try:
-        code, output = toy_project.finish(project, *ONE, "epochs=1000")
+        code, output = toy_project.finish(project, *LONG)
         assert (code, output.count("\n")) == (1, 1)
         assert "another process is at work in results/smoke" in output
     finally:

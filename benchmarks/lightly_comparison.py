@@ -1,0 +1,266 @@
+"""DirectCopy and BYOL from dcopy against BYOL and SimSiam built from lightly's public modules.
+
+    pip install lightly   # dcopy does not depend on it
+    python benchmarks/lightly_comparison.py --out results/comparison/lightly.json
+
+Accuracy: digits; encoder, its first weights, batches, augmentation, optimizer and probes are the
+same for all, so that what differs is the method and its heads. Speed: images per second of a whole
+training step, augmentation included, with CIFAR's ResNet-18; lightly as in its example (`lightly-ai/
+lightly:examples/pytorch/byol.py`: a DataLoader whose workers transform PIL images one by one,
+float32), with the operations and the network sizes of dcopy's recipe. All take turns in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import importlib.metadata
+import os
+import statistics
+import sys
+import time
+from collections import OrderedDict
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dcopy import augment, data, results
+from dcopy.config import TrainConfig
+from dcopy.evaluate import evaluate
+from dcopy.runs import FrozenEncoder
+from dcopy.trainer import Trainer, derive_seed, seeded
+
+try:
+    from lightly.loss import NegativeCosineSimilarity
+    from lightly.models.modules import (
+        BYOLPredictionHead,
+        BYOLProjectionHead,
+        SimSiamPredictionHead,
+        SimSiamProjectionHead,
+    )
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+    from lightly.transforms import BYOLTransform
+    from lightly.transforms.byol_transform import BYOLView1Transform
+except ImportError as error:
+    sys.exit(f"this comparison needs lightly ({error}), which dcopy does not: pip install lightly")
+
+
+class LightlyBYOL(nn.Module):
+    """Online and momentum networks with lightly's heads, of the sizes that the configuration has."""
+
+    def __init__(self, encoder: nn.Module, config: TrainConfig):
+        super().__init__()
+        hidden, D = config.hidden_dim, config.projection_dim
+        self.online = in_turn(encoder=encoder, projector=BYOLProjectionHead(encoder.out_dim, hidden, D))
+        self.predictor = BYOLPredictionHead(D, hidden, D)
+        self.momentum = copy.deepcopy(self.online)
+        deactivate_requires_grad(self.momentum)
+        self.criterion, self.ema = NegativeCosineSimilarity(), config.ema
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        update_momentum(self.online, self.momentum, m=self.ema)  # before the step, as in their example
+        p1, z1 = self.predictor(self.online(x1)), self.momentum(x1).detach()  # (N, D)
+        p2, z2 = self.predictor(self.online(x2)), self.momentum(x2).detach()
+        return self.criterion(p1, z2) + self.criterion(p2, z1)
+
+
+class LightlySimSiam(nn.Module):
+    """One network with lightly's heads; the predictor's bottleneck is D / 4, the paper's proportion."""
+
+    def __init__(self, encoder: nn.Module, config: TrainConfig):
+        super().__init__()
+        hidden, D = config.hidden_dim, config.projection_dim
+        self.online = in_turn(encoder=encoder, projector=SimSiamProjectionHead(encoder.out_dim, hidden, D))
+        self.predictor = SimSiamPredictionHead(D, D // 4, D)
+        self.criterion = NegativeCosineSimilarity()
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        z1, z2 = self.online(x1), self.online(x2)  # (N, D)
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        return self.criterion(p1, z2.detach()) + self.criterion(p2, z1.detach())
+
+
+def in_turn(**modules: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(modules))
+
+
+class LightlyTrainer:
+    """A model of lightly's parts around dcopy's encoder, with the interface of dcopy's Trainer."""
+
+    def __init__(self, model, config: TrainConfig, channels: int, device: str):
+        encoder = Trainer(config, channels).online.encoder  # the same first weights
+        with seeded(config.seed, "lightly"):
+            self.model = model(encoder, config)
+        self.model.to(device, memory_format=torch.contiguous_format).train()  # as in their example
+        self.online = self.model.online
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            trained, config.lr, config.momentum, weight_decay=config.weight_decay
+        )
+
+    def step(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, None]:
+        loss = 2 * self.model(x1, x2)  # twice the cosines, as in dcopy, so that one lr serves both
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach(), None
+
+
+def train(trainer, config: TrainConfig, images: Tensor) -> Tensor:
+    """Pretrain on the batches and views that `dcopy.pretrain` would draw; return the last loss."""
+    augmentation = augment.build(config.recipe.augmentation)
+    steps = len(images) // config.batch_size
+    for epoch in range(config.epochs):
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, "order", epoch))
+        order = torch.randperm(len(images), generator=generator).to(images.device)
+        for step, index in enumerate(order.split(config.batch_size)[:steps]):
+            seed = derive_seed(config.seed, "augment", epoch, step)
+            generator = torch.Generator(images.device).manual_seed(seed)
+            batch = images[index]
+            loss, _ = trainer.step(augmentation(batch, generator), augmentation(batch, generator))
+    return loss
+
+
+def accuracy(config: TrainConfig, seeds: int, device: str) -> list[dict]:
+    """For each way and seed: linear and knn (accuracies, parts of one), and seconds of pretraining."""
+    images = data.load(config.dataset)
+    ways = {
+        "DirectCopy, dcopy": ("directcopy", lambda c: Trainer(c, 1, device)),
+        "BYOL, dcopy": ("mlp", lambda c: Trainer(c, 1, device)),
+        "BYOL, lightly": ("mlp", lambda c: LightlyTrainer(LightlyBYOL, c, 1, device)),
+        "SimSiam, lightly": ("mlp", lambda c: LightlyTrainer(LightlySimSiam, c, 1, device)),
+    }
+    records = []
+    for seed in range(seeds):
+        for name, (method, build) in ways.items():
+            own = dataclasses.replace(config, method=method, seed=seed)
+            trainer = build(own)
+            took = seconds(lambda t=trainer, c=own: train(t, c, images.pretrain().to(device)))
+            probes = evaluate(FrozenEncoder(trainer.online.encoder, own), images, draws=1)
+            linear, knn = probes["linear"]["accuracy"], probes["knn"]
+            records.append({"name": name, "seed": seed, "linear": linear, "knn": knn, "seconds": took})
+            print(f"  {name:20} seed {seed}  linear {linear:.1%}  k-NN {knn:.1%}  {took:.0f} s", flush=True)
+    return records
+
+
+def summary(records: list[dict]) -> list[dict]:
+    """Mean and standard deviation over seeds, percent."""
+    rows = []
+    for name in dict.fromkeys(record["name"] for record in records):
+        row = {"name": name}
+        for probe in ("linear", "knn"):
+            values = [100 * record[probe] for record in records if record["name"] == name]
+            row[f"{probe}_mean"] = statistics.mean(values)
+            row[f"{probe}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        rows.append(row)
+    return rows
+
+
+class PILImages(torch.utils.data.Dataset):
+    """Arrays (N, H, W, C) as torchvision's CIFAR10 hands them out: PIL images, transformed one by one."""
+
+    def __init__(self, arrays, transform):
+        self.arrays, self.transform = arrays, transform
+
+    def __len__(self):
+        return len(self.arrays)
+
+    def __getitem__(self, index):
+        return self.transform(Image.fromarray(self.arrays[index])), 0
+
+
+def speed(config: TrainConfig, rounds: int, steps: int, workers: int, device: str) -> dict:
+    """Images per second of each way in each round, and the median of the multiples of lightly's."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (steps * config.batch_size, 3, config.image_size, config.image_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    base = "BYOL, lightly, fp32"
+    ways = {
+        base: lightly_epoch(config, images, workers, device),
+        "BYOL, dcopy, fp32": dcopy_epoch(config, images, device),
+        "BYOL, dcopy, bf16": dcopy_epoch(dataclasses.replace(config, precision="bf16"), images, device),
+        "DirectCopy, dcopy, bf16": dcopy_epoch(
+            dataclasses.replace(config, method="directcopy", precision="bf16"), images, device
+        ),
+    }
+    rates = []
+    for number in range(1 + rounds):  # the first one warms up
+        rate = {name: len(images) / seconds(epoch) for name, epoch in ways.items()}
+        print("  " + ", ".join(f"{name} {r:.1f}" for name, r in rate.items()), flush=True)
+        rates += [rate] if number else []
+    multiples = {name: statistics.median(rate[name] / rate[base] for rate in rates) for name in ways}
+    return {"images_per_second": rates, "times_as_fast": multiples, "steps": steps, "workers": workers}
+
+
+def lightly_epoch(config: TrainConfig, images: Tensor, workers: int, device: str):
+    """An epoch as in lightly's example; between two of them its workers have nothing to do."""
+    # The operations of dcopy's recipe: theirs blurs and solarizes by default, and jitters saturation less.
+    view = BYOLView1Transform(input_size=config.image_size, cj_sat=0.4, gaussian_blur=0.0)
+    loader = torch.utils.data.DataLoader(
+        PILImages(images.permute(0, 2, 3, 1).contiguous().numpy(), BYOLTransform(view, view)),
+        batch_size=config.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    trainer = LightlyTrainer(LightlyBYOL, config, 3, device)
+
+    def epoch():
+        for (x1, x2), _ in loader:
+            loss, _ = trainer.step(x1.to(device), x2.to(device))
+        return loss
+
+    return epoch
+
+
+def dcopy_epoch(config: TrainConfig, images: Tensor, device: str):
+    """An epoch of dcopy, which has the data set on the device."""
+    trainer, images = Trainer(config, 3, device), images.to(device)
+    return lambda: train(trainer, config, images)
+
+
+def seconds(work) -> float:
+    """Wall time of work that returns a loss; reading it waits for the device."""
+    start = time.perf_counter()
+    work().item()
+    return time.perf_counter() - start
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=60, help="on digits")
+    parser.add_argument("--rounds", type=int, default=5, help="in which each way has one turn")
+    parser.add_argument("--steps", type=int, default=4, help="a turn")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of lightly's DataLoader")
+    parser.add_argument("--width", type=int, help="of the encoders, smaller for a trial")
+    parser.add_argument("--device", default=results.default_device())
+    parser.add_argument("--out", help="JSON file to write")
+    args = parser.parse_args(arguments)
+
+    digits = TrainConfig(dataset="digits", method="mlp", width=args.width, epochs=args.epochs, batch_size=64)
+    cifar = TrainConfig(dataset="cifar10", method="mlp", width=args.width, epochs=1)
+    print(f"digits, {args.epochs} epochs, accuracy on the test set")
+    records = accuracy(digits, args.seeds, args.device)
+    print(f"{results.device_name(args.device)}: images per second, the first line to warm up")
+    rates = speed(cifar, args.rounds, args.steps, args.workers, args.device)
+    for row in (rows := summary(records)):
+        print(f"  {row['name']:24} linear {row['linear_mean']:.1f} %, k-NN {row['knn_mean']:.1f} %")
+    for name, multiple in rates["times_as_fast"].items():
+        print(f"  {name:24} {multiple:.2f} times as fast as lightly")
+    if args.out:
+        provenance = results.provenance(args.device)
+        provenance["versions"]["lightly"] = importlib.metadata.version("lightly")
+        record = {
+            "accuracy": {"config": digits.to_dict(), "runs": records, "summary": rows},
+            "speed": {"config": cifar.to_dict(), **rates},
+            "provenance": provenance,
+        }
+        results.write_json(args.out, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Time, memory, operations and clocks, read without disturbing what is measured."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Clock:
+    """Moments on a device; on a GPU they are events in its stream, so that nothing waits for them."""
+
+    def __init__(self, device: str | torch.device):
+        self.device = torch.device(device)
+        self.is_cuda = self.device.type == "cuda"
+
+    def now(self):
+        if not self.is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def ms(self, moments: list) -> list[float]:
+        """Milliseconds from each moment to the next."""
+        if not self.is_cuda:
+            return [1e3 * (b - a) for a, b in itertools.pairwise(moments)]
+        moments[-1].synchronize()
+        return [a.elapsed_time(b) for a, b in itertools.pairwise(moments)]
+
+
+class PeakMemory:
+    """`bytes` that the block needed at its peak beyond what was in use before it.
+
+    On a GPU those of tensors; on Linux's CPU those of the process, the libraries' own included;
+    None elsewhere.
+    """
+
+    def __init__(self, device: str | torch.device):
+        self.device, self.bytes = torch.device(device), None
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+        else:
+            self.before = None
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use
+                self.before = self._of_process("VmRSS")
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self.device) - self.before
+        elif self.before is not None:
+            self.bytes = self._of_process("VmHWM") - self.before
+
+    @staticmethod
+    def _of_process(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def count(step) -> tuple[int, dict[int, int]]:
+    """Floating-point operations of one step, and what it keeps for backward: bytes by address."""
+    kept = {}  # each storage once, however many operations keep it
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the tensor itself would keep its own graph alive
+
+    with FlopCounterMode(display=False) as flops, saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return flops.get_total_flops(), kept
+
+
+def gpu_clocks(device) -> dict | None:
+    """The GPU's clocks in MHz, now and at most, and its power in watts, where nvidia-smi answers."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return None
+    names = ("clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw")
+    uuid = torch.cuda.get_device_properties(device).uuid
+    command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={','.join(names)}"]
+    try:
+        answer = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+        return {name: float(value) for name, value in zip(names, answer.stdout.split(","), strict=True)}
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None

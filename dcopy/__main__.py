@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("options", nargs="*", metavar="name=value", help="a field of dcopy.TrainConfig")
     parser.add_argument("--out-dir", default="runs", help="folder of run folders (default: runs)")
     parser.add_argument("--data-root", help="where data sets lie (default: DCOPY_DATA or ~/.cache/dcopy)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out unreadable files of a folder")
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="then save and exit with 75")
@@ -32,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
     except KeyboardInterrupt as error:
-        print(error if str(error) else "interrupted before the first step", file=sys.stderr)
+        message = str(error) or "interrupted; the same command goes on from the last checkpoint"
+        print(message, file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 130
     print(f"{config.label}: {run.result['metrics']['verdict']}, {run.result['seconds']:.1f} s, {run.folder}")
     return 0

@@ -111,7 +111,13 @@ def evaluate(
     Returns:
         linear (see `linear_probe`), knn (accuracy), label_efficiency, reference (see
         `reference_probe`), feature_dim, encoder_fingerprint, protocol, seconds.
+
+    Raises:
+        ValueError: the data set has no labelled training images or no test images.
     """
+    for split, part in (("train", images.train), ("test", images.test)):
+        if len(part) == 0:
+            raise ValueError(f"{images.name} has no labelled {split} images; a probe needs {split}/<class>/*")
     start = time.perf_counter()
     train_y, test_y = images.train_labels.numpy(), images.test_labels.numpy()
     train_x = cached_features(encoder, images.train, cache)

@@ -22,6 +22,7 @@ def pretrain(
     *,
     images: Tensor | None = None,
     data_root: str | Path | None = None,
+    skip_bad: bool = False,
     device: str | None = None,
     checkpoint_minutes: float = 5.0,
     stop_after: float | None = None,
@@ -38,6 +39,7 @@ def pretrain(
         out_dir: folder of run folders.
         images: (N, C, H, W) uint8 to pretrain on, instead of the data set's own.
         data_root: where data sets lie, see `dcopy.data.load`.
+        skip_bad: leave unreadable files of a folder of images out, instead of raising.
         device: default a GPU where there is one.
         stop_after: seconds after which to save and raise Interrupted.
         progress: show a bar (terminal, JupyterLab) or a line per epoch (elsewhere).
@@ -55,7 +57,8 @@ def pretrain(
         if finished is not None:
             return finished
         if images is None:
-            images = data.load(config.dataset, data_root, image_size=config.image_size).pretrain()
+            source = data.load(config.dataset, data_root, image_size=config.image_size, skip_bad=skip_bad)
+            images = source.pretrain()
         data.check_images(images)
         if config.batch_size > len(images):
             raise ValueError(
@@ -165,7 +168,7 @@ class _Loop:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return
         tensors, header = loaded
-        if header["config"] != self.config.to_dict():
+        if TrainConfig.from_dict(header["config"]) != self.config:
             raise ValueError(
                 f"the checkpoint in {self.folder} belongs to another configuration; move it away"
             )

@@ -259,9 +259,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.exit(2, f"{error}\n")
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # all it says of failures, we say
     os.environ["DCOPY_PROGRESS"] = "lines"
-    os.chdir(
-        results.project_root()
-    )  # so that results and paths in the executed copy do not depend on the caller
+    # from where the project is, so that no path in the executed copy depends on the caller
+    os.chdir(results.project_root())
     name = given.name or notebook.stem
     try:
         run(Path(os.path.relpath(notebook)), given.results_dir, parameters, name, given.label or name)

@@ -172,6 +172,15 @@ def test_other_options_are_other_jobs(finished):
     assert would_run(root, *ONE, "epochs=3") == ["02_sample_complexity", *ORDER[2:]]
 
 
+def test_a_changed_parameter_runs_its_notebook_again_with_what_depends_on_it(finished):
+    root, _ = finished
+    presets_file = root / "dcopy/presets.py"
+    source = presets_file.read_text()
+    presets_file.write_text(source.replace('"draws": 2', '"draws": 3'))
+    assert would_run(root, *ONE) == ["02_sample_complexity", "04_linear_probe", "05_paper_tables"]
+    presets_file.write_text(source)
+
+
 def test_a_changed_notebook_runs_again_with_what_depends_on_it(finished):
     root, _ = finished
     notebook = root / "notebooks/04_linear_probe.ipynb"

@@ -290,8 +290,7 @@ def compare_published(rows: list[dict]) -> Figure:
         if row["here"] is not None:
             ax.errorbar(x + 0.03, row["here"], yerr=row["here_std"], **style)
     for ax, name in zip(axes[0], panels, strict=True):
-        ax.set(title=name, xlabel="epochs", xlim=(-0.5, len(ticks) - 0.5))
-        ax.set_xticks(range(len(ticks)), ticks)
+        ax.set(title=name, xlabel="epochs", xticks=range(len(ticks)), xticklabels=ticks)
         ax.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel("test accuracy (%)")
     here = {"color": "#555555", "marker": "o", "ls": ""}

@@ -36,9 +36,10 @@ LISTED = {  # label of our runs: method and setting in published.csv, the first 
     ],
 }
 
+DAGGER = f"{RECALLED} recalled, not checked against a copy of the publication; no claim rests on it."
 NOTES = (  # below Table 1
     "Linear probe, test accuracy in percent, mean ± standard deviation over seeds; n: seeds of our runs.",
-    f"{RECALLED} recalled, not checked against a copy of the publication; no claim rests on it.",
+    DAGGER,
     "Where several sources list a number, one that was read in its source goes before one that was "
     "recalled, then the DirectCopy paper (Wang et al., arXiv 2110.04947), the DirectPred paper (Tian et "
     "al., arXiv 2102.06810), its replication (Höppe et al., doi 10.5281/zenodo.6574659, one seed). "

@@ -69,6 +69,21 @@ def test_parts_come_in_the_order_of_the_step(batchnorm, symmetric_loss):
     assert [row["part"] for row in step["parts"]] == PARTS
 
 
+def test_a_part_is_marked_when_its_work_is_done():
+    trainer, events = Trainer(TrainConfig(width=4, batch_size=8), 1), []
+    for name in ("online", "predictor", "target"):
+        getattr(trainer, name).register_forward_hook(lambda *_, name=name: events.append(name))
+    trainer.optimizer.register_step_post_hook(lambda *_: events.append("optimizer has stepped"))
+    bench.mark_parts(trainer, events.append)
+    trainer.step(*torch.rand(2, 8, 1, 16, 16))
+    assert events == [
+        *2 * ["online", "online forward"],
+        *2 * ["predictor update", "predictor", "prediction"],
+        *2 * ["target", "target forward"],
+        *("loss and backward", "optimizer has stepped", "optimizer"),
+    ]
+
+
 def test_measuring_leaves_the_step_as_it_is():
     config = TrainConfig(width=4, batch_size=8)
     plain, marked = Trainer(config, 1), Trainer(config, 1)
@@ -80,11 +95,11 @@ def test_measuring_leaves_the_step_as_it_is():
         assert torch.equal(tensor, marked.tensors()[name]), name
 
 
-def test_operations_and_kept_bytes_of_one_product():
+def test_operations_and_kept_bytes_of_two_products():
     weight, x = torch.rand(5, 7, requires_grad=True), torch.rand(3, 7)
-    flop, kept = measure.count(lambda: (x @ weight.T).sum().backward())
-    assert flop == 2 * (2 * 3 * 5 * 7)  # forward, and backward to the weight alone
-    assert set(kept.values()) == {4 * 3 * 7}  # x
+    flop, kept = measure.count(lambda: (x @ weight.T + x @ weight.T).sum().backward())
+    assert flop == 2 * 2 * (2 * 3 * 5 * 7)  # two products, forward and backward to the weight
+    assert sum(kept.values()) == 4 * 3 * 7  # x, which both keep
 
 
 def test_memory_estimate_follows_its_formula():
@@ -129,7 +144,7 @@ def test_update_ms_sets_the_weight_every_freq_steps_and_sgd_moves_it_between():
 
     predictor = Counted(4, freq=5)
     bench.update_ms(predictor, z, config, seconds=0)
-    assert len(calls) == predictor.steps / 5
+    assert (predictor.steps, len(calls)) == (5 * 5, 5)  # two cycles to warm up, three at least
     assert not torch.equal(predictor.weight, calls[-1])
 
 
@@ -187,7 +202,10 @@ def test_comparison_with_lightly(tmp_path):
     ours, theirs = Trainer(config, 1), script["LightlyTrainer"](script["LightlyBYOL"], config, 1, "cpu")
     assert all(map(torch.equal, ours.online.encoder.parameters(), theirs.online.encoder.parameters()))
     x1, x2 = torch.rand(2, 8, 1, 16, 16)
-    first = theirs.online.encoder.layers[0].weight.clone()
+    online, momentum = (net.encoder.layers[0].weight for net in (theirs.online, theirs.model.momentum))
+    first = online.detach().clone()
     theirs.step(x1, x2)
-    assert not torch.allclose(theirs.online.encoder.layers[0].weight, first)
-    assert torch.allclose(theirs.model.momentum.encoder.layers[0].weight, first)  # moves at the next step
+    second = online.detach().clone()
+    assert not torch.allclose(first, second)
+    theirs.step(x1, x2)
+    torch.testing.assert_close(momentum, first.lerp(second, 1 - config.ema))

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
 
@@ -143,28 +142,31 @@ def test_a_start_is_tried_again_only_when_no_cell_has_run(place, monkeypatch, ca
 
 def test_kernels_that_start_together_do_not_meet(place):
     notebook = toy_project.write_notebook(place / "a.ipynb", "n: int = 1", "print(n * 11)")
-    words = [sys.executable, "-m", "dcopy.notebooks", str(notebook), "--results-dir", "out"]
+    words = [str(notebook), "--results-dir", "out"]
     together = [
-        subprocess.Popen([*words, "--name", f"a{n}", "-p", f"n={n}"], stdout=subprocess.PIPE)
-        for n in range(6)
+        toy_project.start(place, *words, "--name", f"a{n}", "-p", f"n={n}", module="dcopy.notebooks")
+        for n in range(4)
     ]
-    for process in together:
-        process.communicate(timeout=120)
-        assert process.returncode == 0
-    for n in range(6):
+    for n, process in enumerate(together):
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
         assert outputs(place / f"out/notebooks/a{n}.ipynb") == f"{n * 11}\n"
 
 
 def test_a_cell_that_ignores_ctrl_c_is_killed_by_the_second_one(place):
-    source = (
-        "import time\nprint('in it', flush=True)\nwhile True:\n    try:\n        time.sleep(60)\n"
-        "    except KeyboardInterrupt:\n        print('no', flush=True)"
-    )
+    source = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("in it", flush=True)
+time.sleep(600)
+"""
     notebook = toy_project.write_notebook(place / "a.ipynb", "n: int = 1", source)
     process = toy_project.start(place, str(notebook), "--results-dir", "out", module="dcopy.notebooks")
-    for expected in ("in it", "no"):
-        assert any(expected in line for line in iter(process.stdout.readline, ""))
-        process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    assert any("in it" in line for line in iter(process.stdout.readline, ""))
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)  # two at once would be one
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=notebooks.STOP_SECONDS / 2)
     assert process.returncode == 130
     assert (place / "out/notebooks/a.failed.ipynb").exists() and not (place / "out/.done/a.json").exists()

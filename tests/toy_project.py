@@ -96,8 +96,9 @@ def make(root: Path) -> Path:
 
 
 def environment(root: Path, **more: str) -> dict[str, str]:
+    """With the library of the checkout in `root`, or of this one."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DCOPY_", "OMP_"))}
-    return kept | {"PYTHONPATH": str(root)} | more
+    return kept | {"PYTHONPATH": str(root if (root / "dcopy").exists() else ROOT)} | more
 
 
 def start(root: Path, *words: str, module: str = "dcopy.workflow", **options) -> subprocess.Popen:

@@ -127,6 +127,8 @@ def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> str:
 
     The theory's sign of the rank correlation is negative: the more variance, the smaller the eigenvalue.
     """
+    if decay.empty:
+        return "Surviving directions: not run."
     correlations = pd.Series([summarize(records[name])["rank_correlation"] for name in decay["name"]])
     agree = int((correlations < 0).sum())
     return (

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from . import checkpoint, results
 from .config import TrainConfig
-from .data import ImageData, load
+from .data import ImageData
 from .probes import C_GRID, LABELS_PER_CLASS, knn_probe, label_efficiency, linear_probe, reference_probe
 from .runs import FrozenEncoder, Run
-from .train import pretrain
 from .trainer import Trainer
 
 
@@ -202,16 +201,16 @@ def load_probes(results_dir: str | Path, runs: list[str] | None = None) -> list[
     return list(probes.values())
 
 
-def load_results(results_dir: str | Path, runs: list[str] | None = None, **fields) -> tuple[list, list]:
-    """The result.json and probe.json contents of these runs, or of all.
+def load_results(results_dir: str | Path, runs: list[str] | None = None) -> tuple[list[dict], list[dict]]:
+    """The contents of result.json and of probe.json of these runs, or of all.
 
-    Where there is no run at all, one is made: DirectCopy on digits, with these fields of TrainConfig.
+    Raises:
+        ValueError: there is no run, or none was probed.
     """
     folder = Path(results_dir)
     names = runs or sorted(path.parent.name for path in folder.glob("runs/*/result.json"))
-    if not names:
-        run = pretrain(TrainConfig(dataset="digits", batch_size=64, **fields), folder / "runs")
-        probe_runs([run], load("digits"), folder / "runs")
-        names = [run.config.name]
     outcomes = [results.read_json(folder / "runs" / name / "result.json") for name in names]
-    return outcomes, load_probes(folder, names)
+    probes = load_probes(folder, names)
+    if not (outcomes and probes):
+        raise ValueError(f"{folder} holds no probed runs; `bash run_all.sh {folder.name}` makes them")
+    return outcomes, probes

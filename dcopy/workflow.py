@@ -207,7 +207,7 @@ def report(jobs: list[plan.Job], folder: Path, started: float) -> None:
         say(f"{notebook:20}  {len(values):4}  {clock(sum(values)):>6}")
     say(f"this start, start to end    {clock(time.time() - started):>6}")
     if sum(map(len, seconds.values())) == len(jobs):
-        for table in sorted(folder.glob("tables/*.md")):
+        for table in folder.glob("tables/methods.md"):
             say(f"\n{table.read_text(encoding='utf-8').strip()}")
     say()
     for name, content in {

@@ -1,0 +1,95 @@
+"""Figures of notebook 06. An ablation without runs gives a figure that says so."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
+
+from .plotting import COLORS
+
+
+def _not_run(title: str) -> Figure:
+    figure, ax = plt.subplots(figsize=(6.4, 1.2))
+    ax.set_axis_off()
+    ax.text(0, 0.5, f"{title}: not run", va="center")
+    return figure
+
+
+def heatmap(table: pd.DataFrame, title: str) -> Figure:
+    """Accuracy in percent as a heat map; `table` has the settings of one field down, of another across."""
+    if table.empty:
+        return _not_run(title)
+    figure, ax = plt.subplots(figsize=(1.0 * table.shape[1] + 2, 0.55 * table.shape[0] + 1.5))
+    seaborn.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=ax, cbar_kws={"label": "accuracy (%)"})
+    ax.set(title=title)
+    ax.tick_params(axis="y", rotation=0)
+    ax.grid(False)
+    return figure
+
+
+def lines(frame: pd.DataFrame, title: str) -> Figure:
+    """Accuracy on one label a class and effective rank against the setting: mean, band of one std, seeds.
+
+    Args:
+        frame: setting (text, in order), one_label (percent), effective_rank; a row a run.
+    """
+    if frame.empty:
+        return _not_run(title)
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4))
+    settings = list(dict.fromkeys(frame["setting"]))
+    panels = [
+        ("one_label", "test accuracy (%)", "directcopy"),
+        ("effective_rank", "effective rank of F", "mlp"),
+    ]
+    for ax, (column, ylabel, color) in zip(axes, panels, strict=True):
+        groups = frame.groupby("setting", sort=False)[column]
+        mean, std = groups.mean()[settings], groups.std()[settings].fillna(0)
+        x = np.arange(len(settings))
+        ax.plot(x, mean, color=COLORS[color], marker="o")
+        ax.fill_between(x, mean - std, mean + std, color=COLORS[color], alpha=0.15, lw=0)
+        ax.plot(frame["setting"].map(settings.index), frame[column], ".", color="black", markersize=4)
+        long = max(map(len, settings)) > 8
+        ax.set_xticks(x, settings, rotation=30 if long else 0, ha="right" if long else "center")
+        ax.set(ylabel=ylabel)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def spectra(curves: dict[str, np.ndarray], title: str, legend: str) -> Figure:
+    """Spectra of F as shares of their sum, one line a setting, light to dark.
+
+    Args:
+        curves: by setting: eigenvalues (D,), descending.
+    """
+    if not curves:
+        return _not_run(title)
+    figure, ax = plt.subplots(figsize=(6.8, 3.8))
+    colors = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(curves)))
+    for (setting, eigenvalues), color in zip(curves.items(), colors, strict=True):
+        share = np.clip(np.asarray(eigenvalues) / max(np.sum(eigenvalues), 1e-30), 1e-8, None)
+        ax.semilogy(np.arange(1, len(share) + 1), share, color=color, label=setting)
+    ax.set(title=title, xlabel="eigenvalue, largest first", ylabel="share of the sum")
+    ax.legend(title=legend, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def surviving_directions(records: dict[str, dict]) -> Figure:
+    """Share of an eigenvector in F against its variance under augmentation, one panel a setting.
+
+    Args:
+        records: by setting: what `variance.variances` returns.
+    """
+    if not records:
+        return _not_run("surviving directions")
+    figure, axes = plt.subplots(1, len(records), figsize=(2.7 * len(records), 3.2), sharex=True, sharey=True)
+    for ax, (setting, record) in zip(np.atleast_1d(axes), records.items(), strict=True):
+        sigma2 = np.array([np.nan if value is None else value for value in record["sigma2"]])
+        share = np.clip(np.array(record["eigenvalue"]) / sum(record["eigenvalue"]), 1e-8, None)
+        ax.loglog(sigma2, share, ".", color=COLORS["directcopy"], alpha=0.7)
+        ax.axhline(0.01, color="black", lw=0.9, ls=":")
+        ax.set(title=f"η = {setting}", xlabel="σ²: augmentation / images")
+    np.atleast_1d(axes)[0].set_ylabel("share in the trace of F")
+    return figure

@@ -1,0 +1,110 @@
+"""Ablations: which runs belong to one, what is said of them, and which directions survive."""
+
+import pytest
+import torch
+from torch import nn
+
+from dcopy import ablations, plan, results, variance
+from dcopy.config import TrainConfig
+from dcopy.presets import ABLATIONS
+
+SHARED = {"dataset": "digits", "epochs": 1}
+
+
+def outcome(accuracy, **fields):
+    """result.json and probe.json of a run, as far as the ablations read them."""
+    config = TrainConfig(**SHARED, **fields)
+    health = {"effective_rank": 9.0, "projection_std": 0.9, "verdict": "healthy", "spectrum": [2.0, 1.0]}
+    points = [{"labels_per_class": 1, "accuracy_mean": accuracy}]
+    return (
+        {"name": config.name, "config": config.to_dict(), "metrics": health},
+        {"name": config.name, "label_efficiency": points, "linear": {"accuracy": 0.9}},
+    )
+
+
+def frame(*outcomes):
+    return ablations.ablation_frame([result for result, _ in outcomes], [probe for _, probe in outcomes])
+
+
+def test_an_ablation_takes_the_runs_that_differ_in_what_it_varies_and_nothing_else():
+    table = frame(
+        outcome(0.6, rho=0.8, seed=1),
+        outcome(0.5, rho=0.0),
+        outcome(0.4),  # the default, a setting of every ablation around it
+        outcome(0.3, rho=0.8, eps=0.5),  # two things at once
+        outcome(0.2, method="none", rho=0.8),
+    )
+    chosen = ablations.select(table, "rho")
+    assert chosen["setting"].tolist() == ["0", "0.3", "0.8"]  # in the ablation's order
+    assert chosen["one_label"].tolist() == pytest.approx([50, 40, 60])
+
+
+def test_every_setting_of_an_ablation_has_a_name_of_its_own():
+    for name, variants in ABLATIONS.items():
+        chosen = ablations.select(frame(*(outcome(0.5, **variant) for variant in variants)), name)
+        assert chosen["setting"].nunique() == len(variants)
+
+
+def test_a_finding_compares_the_same_seeds():
+    noise = (0.0, 0.1, 0.2)  # between seeds, far more than between settings
+    runs = [outcome(0.5 + bonus + extra, freq=freq, seed=seed)
+            for freq, bonus in ((1, 0.01), (2, 0.0))
+            for seed, extra in enumerate(noise)]  # fmt: skip
+    found = ablations.finding(frame(*runs), "freq")
+    assert (found["best"], found["worst"], found["n"]) == ("1", "2", 3)
+    assert found["difference"] == pytest.approx(1.0, abs=1e-3)
+    assert found["standard_error"] == pytest.approx(0, abs=1e-3) and found["clear"]
+
+
+def test_noise_is_not_called_clear():
+    runs = [outcome(accuracy, freq=freq, seed=seed)
+            for freq, accuracies in ((1, (0.5, 0.7, 0.6)), (2, (0.6, 0.5, 0.65)))
+            for seed, accuracy in enumerate(accuracies)]  # fmt: skip
+    assert "within the noise" in ablations.finding(frame(*runs), "freq")["sentence"]
+
+
+def test_what_was_not_run_says_so():
+    assert ablations.finding(frame(outcome(0.5)), "linear")["sentence"].endswith("not run.")
+
+
+def test_committed_findings_are_those_of_the_committed_runs():
+    folder = plan.ROOT / "results" / "ablations"
+    if not (folder / "tables" / "findings.json").exists():
+        pytest.skip("results/ablations has no findings yet")
+    from dcopy.evaluate import load_results
+
+    table = ablations.ablation_frame(*load_results(folder))
+    for stated in results.read_json(folder / "tables" / "findings.json"):
+        assert stated == ablations.finding(table, stated["ablation"])
+
+
+@pytest.fixture
+def linear_world(monkeypatch):
+    """Projections are the first two pixels; augmentation adds noise of std 0, 2 to them."""
+    network = nn.Flatten()
+    F = torch.diag(torch.tensor([3.0, 1.0]))
+    noise = torch.tensor([0.0, 2.0])
+
+    def augmentation(images, generator):
+        x = images.flatten(1).float()
+        return (x + noise * torch.randn(x.shape, generator=generator)).view(images.shape)
+
+    monkeypatch.setattr(variance, "load_network", lambda folder: (network, F, TrainConfig()))
+    monkeypatch.setattr(variance.augment, "build", lambda *_: augmentation)
+    return torch.randint(0, 9, (4000, 1, 1, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_variances_are_those_of_images_and_of_noise(linear_world):
+    found = variance.variances("", linear_world, views=4)
+    over = linear_world.float().flatten(1).var(dim=0)
+    assert found["eigenvalue"] == pytest.approx([3, 1])
+    assert found["augmentation"] == pytest.approx([0, 4], rel=0.05)
+    assert found["image"] == pytest.approx(over.tolist(), rel=0.05)  # the noise of 4 views is taken off
+    assert found["sigma2"][1] == pytest.approx(4 / over[1].item(), rel=0.1)
+
+
+def test_survivors_hold_a_share_of_the_trace():
+    record = {"eigenvalue": [5.0, 4.0, 0.01, 0.001], "sigma2": [0.1, 0.3, 2.0, None]}
+    found = variance.summarize(record, share=0.01)
+    assert found["survivors"] == 2 and found["rank_correlation"] == pytest.approx(-1)
+    assert found["sigma2_survivors"] == pytest.approx(0.1)  # torch's median: the lower of two

@@ -26,7 +26,8 @@ from dcopy.theory.closed_forms import (
     threshold,
     weight,
 )
-from dcopy.theory.evidence import Evidence, record
+from dcopy.theory.downstream import labels_for_accuracy
+from dcopy.theory.evidence import Evidence, record, table
 from dcopy.theory.flow import (
     correlation,
     deep,
@@ -76,6 +77,7 @@ __all__ = [
     "fixed_points",
     "imperfect_pretraining",
     "integrate",
+    "labels_for_accuracy",
     "labels_needed",
     "learned",
     "learned_predictor",
@@ -92,6 +94,7 @@ __all__ = [
     "sgd",
     "sgd_ball",
     "sine_to",
+    "table",
     "theorem_1",
     "threshold",
     "two_variances",

@@ -13,7 +13,7 @@ from dcopy.theory.claims_features import ALPHAS, cell_centres, random_basis
 from dcopy.theory.evidence import Evidence, exact, experiment
 from dcopy.theory.flow import correlation, deep_feature, descent, directset, feature, learned
 from dcopy.theory.sample_forms import check_step
-from dcopy.theory.solver import edge, integrate, limit
+from dcopy.theory.solver import edge, integrate, limit, survives
 
 
 @experiment
@@ -25,7 +25,9 @@ def phase_diagrams(device="cpu", grid: int = 80) -> Evidence:
     rows, weights = [], {}
     for alpha in ALPHAS:
         start = torch.ones_like(etas)
-        weights[alpha] = limit(partial(feature, alpha=alpha), start, (variances, etas), state_dims=0)
+        weights[alpha] = limit(
+            partial(feature, alpha=alpha), start, (variances, etas), state_dims=0, rtol=1e-8
+        )
         wrong = ((weights[alpha] > 1e-3) != predicted).sum()
         rows.append(
             exact(
@@ -42,12 +44,12 @@ def depth(device="cpu") -> Evidence:
     rows, measured = [], {}
     for L in (1, 2, 3):
 
-        def survives(etas, L=L):  # (5, points)
+        def alive(etas, L=L):  # (5, points)
             field = partial(deep_feature, depth=L)
-            return limit(field, torch.ones_like(etas), (variances[:, None], etas), state_dims=0) > 1e-3
+            return survives(field, torch.ones_like(etas), (variances[:, None], etas), state_dims=0)
 
         low, high = torch.full_like(variances, 1e-3), torch.full_like(variances, 0.5)
-        measured[L] = edge(survives, low, high)
+        measured[L] = edge(alive, low, high)
         predicted = theory.depth_threshold(variances, L)
         rows.append(exact(12, f"weight decay threshold of {L} linear layers", predicted, measured[L]))
     return Evidence(rows, {"variances": variances, "measured": measured})
@@ -132,7 +134,9 @@ def discrete_steps(device="cpu", steps: int = 8000) -> Evidence:
     predicted = (2 / (lr * 2 * q * (2 * q - 1))).floor()
     rows.append(exact(12, "longest stable hold: freq < 2/(lr R)", predicted, freqs.flatten()[stable].max()))
     signal = torch.stack(path[:1500])[..., 0, 0]  # (T, rho, freq)
-    return Evidence(rows, {"rho": rho.flatten(), "freq": freq.flatten(), "signal": signal, "lr": lr})
+    return Evidence(
+        rows, {"rho": rho.flatten(), "freq": freq.flatten(), "signal": signal, "lr": lr, "limit": final[0, 0]}
+    )
 
 
 def alignment(F: Tensor, W_p: Tensor) -> Tensor:
@@ -161,13 +165,13 @@ def learned_predictor(device="cpu", starts: int = 10, seed: int = 0, d: int = 5)
     sigma2 = torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=torch.float64, device=device)
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64, device=device)
 
-    def survives(etas):  # (4, points); one feature, [W, W_p] from [1, 1]
+    def alive(etas):  # (4, points); one feature, [W, W_p] from [1, 1]
         start = torch.ones(*etas.shape, 1, 2, dtype=torch.float64, device=device)
         auto = (1 + sigma2)[:, None, None, None]
-        return limit(learned, start, (auto, one, etas[..., None, None]), state_dims=2)[..., 0, 0] > 1e-3
+        return survives(learned, start, (auto, one, etas[..., None, None]), state_dims=2)
 
     low, high = torch.full_like(sigma2, 0.01), torch.full_like(sigma2, 0.5)
-    measured = edge(survives, low, high)
+    measured = edge(alive, low, high)
     rows = [
         exact(
             12,

@@ -11,7 +11,7 @@ from dcopy.theory.claims_features import random_basis
 from dcopy.theory.evidence import Evidence, exact, experiment
 from dcopy.theory.flow import directset, feature
 from dcopy.theory.samples import row_space, sine_to
-from dcopy.theory.solver import edge, integrate, limit
+from dcopy.theory.solver import edge, integrate, limit, survives
 
 
 def _gaussian(*shape: int, seed: int, device) -> torch.Tensor:
@@ -57,7 +57,7 @@ def claim_6(device="cpu", seed: int = 0) -> Evidence:
             (late / 1e-5).log() / 2,
         )
     )
-    times = torch.linspace(0, 60, 121)
+    times = torch.linspace(0, 120, 121)
     start = 0.8 * eye
     both = torch.cat([start, start], dim=-1)  # [W, W_a]
     variants = {  # name: field, start, arguments
@@ -81,9 +81,9 @@ def claim_7(device="cpu") -> Evidence:
     tau = torch.tensor([0.7, 0.8, 0.9, 1.0], dtype=torch.float64, device=device)
     sigma2 = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device=device).expand(2, 4)
 
-    def survives(etas):  # (2, 4, points)
+    def alive(etas):  # (2, 4, points)
         args = (sigma2[..., None], etas, 1.0, 0.0, 1.0, tau[:, None])  # alpha, eps and signal as in the paper
-        return limit(feature, torch.ones_like(etas), args, state_dims=0) > 1e-3
+        return survives(feature, torch.ones_like(etas), args, state_dims=0)
 
     low, high = torch.full_like(sigma2, 0.01), torch.full_like(sigma2, 0.5)
     rows = [
@@ -91,24 +91,27 @@ def claim_7(device="cpu") -> Evidence:
             7,
             "W_a = tau W: a feature survives iff eta < tau²/(4(1+variance))",
             theory.threshold(sigma2, tau=tau),
-            edge(survives, low, high),
+            edge(alive, low, high),
         )
     ]
     beta = torch.tensor([0.05, 0.2, 1.0, 5.0], dtype=torch.float64, device=device)
     one = torch.ones(1, 1, 1, dtype=torch.float64, device=device)  # one feature: d = k = 1
+    shape = {"state_dims": 2, "args": (one[None], one[None], eta, 0.0, beta[:, None, None, None])}
 
-    def ends(deltas):  # (4, points) -> W at rest, target started as a copy
-        starts = deltas[..., None, None] * torch.ones(1, 2, dtype=torch.float64, device=device)
-        args = (one[None], one[None], eta, 0.0, beta[:, None, None, None])
-        return limit(directset, starts, args, state_dims=2)[..., 0, 0]
+    def ema_start(deltas, target=1.0):  # (4, points) -> (4, points, 1, 2), W_a started as `target` times W
+        return deltas[..., None, None] * torch.tensor([[1.0, target]], dtype=torch.float64, device=device)
 
-    at_rest = ends(torch.full((4, 1), 0.8, dtype=torch.float64, device=device))
+    def grows(deltas):
+        return integrate(directset, ema_start(deltas), [100.0], rtol=1e-8, **shape)[0, ..., 0, 0] > deltas
+
+    from_copy = torch.full((4, 1), 0.8, dtype=torch.float64, device=device)
+    at_rest = limit(directset, ema_start(from_copy), **shape)
     rows.append(exact(7, "EMA does not move the limit", theory.final_weight(0.8, eta, variance), at_rest))
     critical = theory.critical_start(eta, variance).to(device).expand(4)
-    measured = edge(lambda deltas: ends(deltas) > 1e-3, 0.5 * critical, 1.5 * critical, points=129)
-    rows.append(
-        exact(7, "EMA does not move the basin either, if the target starts as a copy", critical, measured)
-    )
+    measured = edge(grows, 0.5 * critical, 1.5 * critical, points=129)
+    rows.append(exact(7, "nor the basin, if the target starts as a copy", critical, measured))
+    strong = torch.tensor([0.6, 1.0, 2.0, 4.0], dtype=torch.float64, device=device).expand(4, 4)
+    survives_zero_target = survives(directset, ema_start(strong, target=0.0), **shape).any(1)  # (4,)
 
     def slowest(b):
         state = torch.full((1, 2), theory.final_weight(0.8, eta, variance).item(), dtype=torch.float64)
@@ -126,9 +129,8 @@ def claim_7(device="cpu") -> Evidence:
     start = torch.full((4, 1, 2), 0.6, dtype=torch.float64, device=device)
     args = (one, one, eta, 0.0, beta[:, None, None])
     paths = integrate(directset, start, times, args, state_dims=2)[..., 0, 0]  # (T, 4)
-    return Evidence(
-        rows, {"times": times, "paths": paths, "beta": beta, "limit": theory.final_weight(0.8, eta, variance)}
-    )
+    data = {"times": times, "paths": paths, "beta": beta, "survives_zero_target": survives_zero_target}
+    return Evidence(rows, data | {"limit": theory.final_weight(0.8, eta, variance)})
 
 
 @experiment

@@ -10,7 +10,7 @@ from torch import Tensor
 from dcopy.theory import closed_forms as theory
 from dcopy.theory.evidence import Evidence, exact, experiment
 from dcopy.theory.flow import directset, feature
-from dcopy.theory.solver import edge, integrate, limit
+from dcopy.theory.solver import edge, integrate, limit, survives
 
 ALPHAS = (0.5, 1.0, 2.0)  # DirectPred's power, DirectCopy's, and one beyond
 
@@ -47,12 +47,12 @@ def claim_1(device="cpu") -> Evidence:
 
     ends = eigenvalue(_final(torch.ones_like(eta), variance, eta, alpha))
 
-    def survives(starts):  # (*grid, points)
+    def grows(starts):  # (*grid, points)
         wide = tuple(v.unsqueeze(-1) for v in (variance, eta, alpha))
-        return integrate(feature, starts, [400.0], wide, state_dims=0)[0] > starts
+        return integrate(feature, starts, [400.0], wide, state_dims=0, rtol=1e-8)[0] > starts
 
     top = theory.weight(q_plus, variance, alpha)
-    divides = eigenvalue(edge(survives, 0.01 * top, top))
+    divides = eigenvalue(edge(grows, 0.01 * top, top))
     rates = {}
     for name, q in (("q-", q_minus), ("q+", q_plus)):
         lam = theory.weight(q, variance, alpha).requires_grad_()
@@ -77,17 +77,18 @@ def claim_2(device="cpu") -> Evidence:
     """Weight decay is a threshold on the variance; survivors weigh more the lower their variance."""
     alpha, variance = _axes(ALPHAS, (0.0, 0.5, 1.0, 2.0, 4.0), device=device)
 
-    def survives(etas):  # (*grid, points)
-        return _final(torch.ones_like(etas), variance.unsqueeze(-1), etas, alpha.unsqueeze(-1)) > 1e-3
+    def alive(etas):  # (*grid, points)
+        args = (variance.unsqueeze(-1), etas, alpha.unsqueeze(-1))
+        return survives(feature, torch.ones_like(etas), args, state_dims=0)
 
     low, high = torch.full_like(variance, 0.01), torch.full_like(variance, 0.5)
-    measured = edge(survives, low, high)
+    measured = edge(alive, low, high)
     rows = [exact(2, "a feature survives iff eta < 1/(4(1+variance))", theory.threshold(variance), measured)]
 
     eta, variances = 0.15, torch.tensor([0.0, 0.25, 0.5, 1.0, 2.0, 4.0], dtype=torch.float64, device=device)
     start = torch.eye(6, dtype=torch.float64, device=device)
     args = (start + torch.diag(variances), start, eta)
-    times = torch.cat([torch.zeros(1), torch.logspace(-1, 2, 120)])
+    times = torch.cat([torch.linspace(0, 0.3, 25), torch.logspace(-0.5, 2, 90)])
     for a in ALPHAS:
         W = limit(partial(directset, alpha=a), start, args, state_dims=2)
         target = torch.diag(theory.final_weight(1.0, eta, variances, a))
@@ -129,13 +130,14 @@ def claim_3(device="cpu", d: int = 6, rank: int = 3, variance: float = 1.0, eta:
         ]
         limits[alpha] = above
 
-    def survives(deltas):  # (1, points): the whole network, not one feature
+    def grows(deltas):  # (1, points): the whole network, not one feature
         starts = deltas[..., None, None] * eye
-        W = integrate(directset, starts, [100.0], (auto[None, None], eye[None, None], eta), state_dims=2)[0]
-        return W.flatten(-2).norm(dim=-1) > starts.flatten(-2).norm(dim=-1)
+        args = (auto[None, None], eye[None, None], eta)
+        W = integrate(directset, starts, [100.0], args, state_dims=2, rtol=1e-8)[0]
+        return torch.linalg.matrix_norm(W) > torch.linalg.matrix_norm(starts)
 
     critical = theory.critical_start(eta, 0.0).to(device).reshape(1)
-    measured = edge(survives, 0.5 * critical, 1.5 * critical, points=129)
+    measured = edge(grows, 0.5 * critical, 1.5 * critical, points=129)
     rows.append(exact(3, "critical delta of the whole network, alpha = 1", critical, measured))
     return Evidence(rows, {"limits": limits, "P_S": P_S, "eta": eta})
 

@@ -129,6 +129,33 @@ def interval(repeats: Tensor, confidence: float = CONFIDENCE) -> tuple[float, fl
     return repeats.mean().item(), float(half)
 
 
+def table(rows: list[dict]) -> str:
+    """Rows as a Markdown table: claim, statement, predicted, measured, error, tolerance, pass.
+
+    >>> print(table([exact(1, "one", 1.0, 1.0)]).splitlines()[-1])
+    | 1 | one | 1 | 1 | 0 | 1e-06 | yes |
+    """
+    lines = [
+        "| claim | statement | predicted | measured | error | tolerance | pass |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        measured = f"{row['measured']:.6g}"
+        if row["repeats"] > 1:
+            measured = f"{row['measured']:.4g} ± {row['interval']:.2g} (n = {row['repeats']})"
+        cells = (
+            f"{row['claim']}",
+            row["statement"],
+            f"{row['predicted']:.6g}",
+            measured,
+            f"{row['relative_error']:.2g}",
+            f"{row['tolerance']:.2g}",
+            "yes" if row["pass"] else "**NO**",
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
 def _row(claim, statement, predicted, measured, tolerance, error) -> dict:
     return {
         "claim": claim,

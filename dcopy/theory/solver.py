@@ -106,6 +106,28 @@ def limit(
     return integrate(field, start, [LONGEST], args, state_dims=state_dims, **options)[0]
 
 
+def survives(
+    field: Callable[..., Tensor], start: Tensor, args: Sequence = (), *, state_dims: int = 1
+) -> Tensor:
+    """Whether the flow comes to rest away from 0; looser tolerances than `limit`, as a verdict needs.
+
+    Args:
+        field: see `integrate`.
+        start: see `integrate`.
+        args: see `integrate`.
+        state_dims: see `integrate`.
+
+    Returns:
+        (*grid,), bool.
+
+    >>> start = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    >>> survives(lambda y: y * (y - 0.5) * (1 - y), start, state_dims=0).tolist()
+    [False, True]
+    """
+    end = limit(field, start, args, state_dims=state_dims, rtol=1e-8, atol=1e-10).abs()
+    return (end.flatten(-state_dims).amax(-1) if state_dims else end) > 1e-3
+
+
 def _per_cell(arg, grid, N):
     if not isinstance(arg, Tensor):
         return arg
@@ -163,12 +185,12 @@ def _advance(field, y, span, step, args, rtol, atol, settle, max_steps):
 
 
 def edge(
-    survives: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, rounds: int = 3, points: int = 257
+    outcome: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, rounds: int = 3, points: int = 257
 ) -> Tensor:
     """Where a yes-no outcome changes between `low` and `high`, by rounds of `points` trials at once.
 
     Args:
-        survives: outcome of trials (*grid, points) -> bool (*grid, points), changing once.
+        outcome: trials (*grid, points) -> bool (*grid, points), changing once.
         low: (*grid,), one side, positive.
         high: (*grid,), the other side.
         rounds: each narrows the bracket by points - 1.
@@ -184,8 +206,8 @@ def edge(
     part = torch.linspace(0, 1, points, dtype=low.dtype, device=low.device)
     for _ in range(rounds):
         trials = low.unsqueeze(-1) * (high / low).unsqueeze(-1) ** part  # (*grid, points)
-        outcome = survives(trials)
-        like_low = (outcome == outcome[..., :1]).to(torch.int8).cumprod(-1).sum(-1, keepdim=True)
+        found = outcome(trials)
+        like_low = (found == found[..., :1]).to(torch.int8).cumprod(-1).sum(-1, keepdim=True)
         low = trials.gather(-1, like_low - 1).squeeze(-1)
         high = trials.gather(-1, like_low.clamp(max=points - 1)).squeeze(-1)
     return (low * high).sqrt()

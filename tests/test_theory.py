@@ -8,6 +8,7 @@ from scipy.integrate import solve_ivp
 
 from dcopy import theory
 from dcopy.theory.closed_forms import check
+from dcopy.theory.explorer import SLIDERS, Explorer, path
 from dcopy.theory.sample_forms import check_rank, check_step
 
 D = 4  # features in most tests
@@ -159,7 +160,7 @@ def test_final_weight_knows_every_fate():
     assert theory.final_weight(9.0, 0.2, 1.0) == 0  # above the threshold, from anywhere
     assert theory.final_weight(1e-9, 0.2, 0.0, eps=0.3) > 0.6  # eps in (q-, q+): escape
     assert theory.final_weight(9.0, 0.2, 0.0, eps=0.73) == 0  # eps above q+: collapse
-    assert theory.critical_start(0.2, 1.0).isinf()
+    assert theory.critical_start(0.2, 1.0).isinf() and theory.critical_start(0.2, 0.0, eps=0.73).isinf()
 
 
 @pytest.mark.parametrize(
@@ -204,3 +205,39 @@ def test_the_stated_step_size_limit_is_where_descent_stops_following_the_flow():
 def test_a_solution_that_blows_up_is_reported():
     with pytest.raises(ValueError, match="leaves the finite numbers"):
         theory.integrate(lambda y: y.square(), torch.ones(1, dtype=torch.float64), [2.0], state_dims=0)
+
+
+@pytest.mark.parametrize(("eta", "eps"), [(0.2, 0.0), (0.1, 0.0), (0.0, 0.0), (0.2, 0.4), (0.28, 0.1)])
+def test_the_path_behind_the_sliders_is_the_integrated_one(eta, eps):
+    variances = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    ends = theory.final_weight(0.8, eta, variances, eps=eps)
+    times, weights = path(0.8, ends, variances, eta, 1.0, eps)
+    start = torch.full_like(variances, 0.8)
+    for i in (300, 600, 900):  # late points lie close to the end
+        for j in (0, 1):
+            args = (variances[j : j + 1], eta, 1.0, eps)
+            exact = theory.integrate(theory.feature, start[:1], [times[i, j].item()], args, state_dims=0)
+            torch.testing.assert_close(weights[i, j], exact[0, 0], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "as Theorem 1"),
+        ({"eta": 0.1}, "both are kept"),
+        ({"eta": 0.26}, "above 1/4"),
+        ({"eps": 0.8}, "above q"),
+        ({"delta": 0.2}, "basin of 0"),
+    ],
+)
+def test_sliders_redraw_the_picture_and_its_verdict(values, words):
+    explorer = Explorer()
+    before = explorer.png
+    box = explorer.widget()
+    sliders = dict(zip(SLIDERS, box.children[0].children, strict=True))
+    for name, value in values.items():
+        sliders[name].value = value
+    assert words in explorer.title.get_text()
+    assert box.children[1].value == explorer.png and (explorer.png != before) is bool(values)
+    bundle, _ = explorer._repr_mimebundle_()  # the picture stays where no kernel is alive
+    assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -10,6 +11,7 @@ import torch
 
 from dcopy import theory
 from dcopy.theory import evidence
+from dcopy.theory.claims_samples import learned_from_pairs
 from dcopy.theory.samples import crossing, slope
 
 CLAIMS = {  # the experiments at a size for tests
@@ -48,7 +50,8 @@ def test_deterministic_rows_report_the_worst_cell():
     row = evidence.exact(1, "two cells", torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.2]))
     assert not row["pass"]
     assert (row["predicted"], row["relative_error"]) == (2.0, pytest.approx(0.1, rel=1e-6))
-    assert not evidence.exact(1, "NaN is not a pass", 1.0, float("nan"))["pass"]
+    broken = torch.tensor([1.0, float("nan"), 1.0])
+    assert not evidence.exact(1, "NaN is the worst of all", torch.ones(3), broken)["pass"]
     assert not evidence.exact(1, "absolute against 0", 0.0, 1e-5)["pass"]
 
 
@@ -71,10 +74,15 @@ def test_a_failing_row_is_written_and_then_named(tmp_path):
         assert [row["pass"] for row in csv.DictReader(file)] == ["True", "False"]
 
 
-def test_notebooks_that_finish_together_keep_each_others_rows(tmp_path):
+def test_notebooks_that_finish_together_keep_each_others_rows(tmp_path, monkeypatch):
+    def slowly(device):  # between reading the old rows and writing the new ones
+        time.sleep(0.05)
+        return {"commit": "unknown"}
+
     def write(i):
-        for _ in range(5):
-            theory.record([evidence.exact(i, "row", 1.0, 1.0)], tmp_path, f"{i:02d}")
+        theory.record([evidence.exact(i, "row", 1.0, 1.0)], tmp_path, f"{i:02d}")
+
+    monkeypatch.setattr(evidence.results, "provenance", slowly)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
@@ -82,6 +90,18 @@ def test_notebooks_that_finish_together_keep_each_others_rows(tmp_path):
         assert [row["claim"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
     origin = json.loads((tmp_path / "theory" / "claims.json").read_text())
     assert all("commit" in part["provenance"] for part in origin.values())
+
+
+def test_finite_sample_error_holds_where_the_tilt_dominates():
+    d, rank, variance, eta, n = 4, 1, 0.5, 0.2, 100_000
+    variances = theory.two_variances(d, rank, variance)
+    generator = torch.Generator().manual_seed(0)
+    W, _ = learned_from_pairs([n], variances, eta, 60, generator)
+    target = torch.diag(theory.final_weight(1.0, eta, variances))
+    squares = torch.linalg.matrix_norm(theory.polar(W[0]) - target).square()  # (60,)
+    predicted = theory.finite_sample_error(n, eta, variance, d, rank).item() ** 2
+    mean, half = evidence.interval(squares / predicted)
+    assert abs(mean - 1) < half < 0.6
 
 
 def test_least_squares_excess_is_that_of_torch_lstsq():
@@ -133,3 +153,32 @@ def test_crossing_is_nan_where_the_curve_does_not_pass():
     found = crossing(counts, curves, 1.5)
     assert found[0] == pytest.approx(2 * 2 ** (2 - 1.5849625), rel=1e-5) and found[1:].isnan().all()
     assert slope(counts, 3 * counts.square()).item() == pytest.approx(2.0)
+
+
+def probe(label, accuracies):
+    counts = (1, 5, 20, "all")
+    points = [{"labels_per_class": n, "accuracy_mean": a} for n, a in zip(counts, accuracies, strict=True)]
+    return {
+        "label": label,
+        "method": "directcopy",
+        "label_efficiency": points,
+        "protocol": {"train": 1000, "classes": 10},
+    }
+
+
+def test_labels_for_an_accuracy_are_read_off_between_points_and_said_to_be_missing():
+    probes = [
+        probe("good", (0.6, 0.9, 0.95, 0.99)),
+        probe("good", (0.6, 0.8, 0.9, 0.99)),
+        probe("late", (0.2, 0.4, 0.8, 0.95)),
+        probe("never", (0.1, 0.2, 0.3, 0.4)),
+        probe("at once", (0.93, 0.95, 0.96, 0.97)),
+    ]
+    rows = {row["label"]: row for row in theory.labels_for_accuracy(probes, 0.9)}
+    assert (rows["good"]["lowest"], rows["good"]["highest"]) == (pytest.approx(5), pytest.approx(20))
+    assert (rows["good"]["seeds"], rows["good"]["reached"]) == (2, 2)
+    assert rows["late"]["mean"] == pytest.approx(20 * 5**0.5)  # half way in log-log to 100, which is all
+    assert rows["never"]["reached"] == 0 and rows["never"]["mean"] != rows["never"]["mean"]
+    assert rows["at once"]["mean"] == 1
+    with pytest.raises(ValueError, match="accuracy=90 is not allowed"):
+        theory.labels_for_accuracy(probes, 90)

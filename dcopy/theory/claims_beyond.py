@@ -21,7 +21,7 @@ def phase_diagrams(device="cpu", grid: int = 80) -> Evidence:
     """Over (eta, σ²) a feature survives below the curve 1/(4(1 + σ²)) and nowhere else, for every alpha."""
     eta, variance = (cell_centres(0.0, high, grid).to(device) for high in (0.3, 3.0))
     variances, etas = torch.meshgrid(variance, eta, indexing="ij")  # (grid, grid)
-    predicted = theory.final_weight(1.0, etas, variances) > 0
+    predicted = etas < theory.threshold(variances)  # the start, 1, lies above q- everywhere
     rows, weights = [], {}
     for alpha in ALPHAS:
         start = torch.ones_like(etas)

@@ -10,11 +10,11 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from dcopy.plotting import COLORS
 from dcopy.theory import closed_forms as theory
 from dcopy.theory.flow import feature
-from dcopy.theory.solver import integrate
 
 SLIDERS = {  # name: label, first, last, step, value
     "eta": ("η", 0.0, 0.3, 0.005, 0.2),
@@ -23,7 +23,6 @@ SLIDERS = {  # name: label, first, last, step, value
     "eps": ("ε", 0.0, 1.0, 0.01, 0.0),
     "delta": ("δ", 0.01, 1.2, 0.01, 0.8),
 }
-TIMES = torch.cat([torch.tensor([0.0, 0.02, 0.05]), torch.logspace(-1, 2, 36)])
 
 
 def verdict(eta: float, variance: float, alpha: float, eps: float, delta: float) -> str:
@@ -45,6 +44,33 @@ def verdict(eta: float, variance: float, alpha: float, eps: float, delta: float)
     return "collapse: delta is in the basin of 0"
 
 
+def path(delta: float, ends: Tensor, variances: Tensor, *args: float) -> tuple[Tensor, Tensor]:
+    """Times and weights of features on their way from delta to their ends, without an integrator.
+
+    A feature moves one way only, so the time to reach λ is the integral of dλ over its velocity; a
+    slider can wait for that sum, not for small steps.
+
+    Args:
+        delta: start of all features.
+        ends: (m,), where each feature comes to rest.
+        variances: (m,).
+        *args: further arguments of `feature`: eta, alpha, eps.
+
+    Returns:
+        times and weights, each (points, m); a feature that starts at rest has infinite times.
+
+    >>> times, weights = path(0.5, torch.zeros(1), torch.zeros(1), 0.3)
+    >>> bool((times.diff(dim=0) > 0).all() and (weights.diff(dim=0) < 0).all())
+    True
+    """
+    left = torch.logspace(0, -8, 2000, dtype=torch.float64).unsqueeze(-1)  # share of the way, (points, 1)
+    weights = ends + (delta - ends) * left
+    slowness = 1 / feature(weights, variances, *args)
+    times = torch.cumulative_trapezoid(slowness, weights, dim=0)
+    times = torch.cat([torch.zeros_like(times[:1]), times, times[-1:] + 1e3])  # and then it rests
+    return times, torch.cat([weights, ends.unsqueeze(0)])
+
+
 class Explorer:
     """Trajectories of two features that follow five sliders; displays itself in a notebook.
 
@@ -57,7 +83,7 @@ class Explorer:
     """
 
     def __init__(self):
-        self.figure = Figure(figsize=(6.4, 3.4), dpi=90)
+        self.figure = Figure(figsize=(7.2, 3.4), dpi=90)
         self.canvas = FigureCanvasAgg(self.figure)
         ax = self.figure.add_subplot()
         ax.set_xscale("symlog", linthresh=0.3, linscale=0.4)
@@ -66,7 +92,13 @@ class Explorer:
         colors = (COLORS["directcopy"], COLORS["none"])
         self.lines = [ax.plot([], [], color=color)[0] for color in colors]
         self.limits = [ax.axhline(0, color=color, ls="--", lw=1.2) for color in colors]
-        self.legend = ax.legend(self.lines, ["", ""], loc="upper right", title="dashed: predicted")
+        self.legend = ax.legend(
+            self.lines,
+            ["σ² = 0.00"] * 2,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            title="dashed: predicted",
+        )
         self.title = ax.set_title(" ", fontsize=11)
         self.moving = [*self.limits, *self.lines, self.legend, self.title]
         for artist in self.moving:
@@ -81,12 +113,12 @@ class Explorer:
         self.values |= values
         v = self.values
         variances = torch.tensor([0.0, v["variance"]], dtype=torch.float64)
-        start = torch.full_like(variances, v["delta"])
-        args = (variances, v["eta"], v["alpha"], v["eps"])
-        path = integrate(feature, start, TIMES, args, state_dims=0, rtol=1e-5, atol=1e-7)  # (T, 2)
         ends = theory.final_weight(v["delta"], v["eta"], variances, v["alpha"], v["eps"])
-        for line, limit, y, end in zip(self.lines, self.limits, path.mT, ends.tolist(), strict=True):
-            line.set_data(TIMES, y)
+        times, weights = path(v["delta"], ends, variances, v["eta"], v["alpha"], v["eps"])
+        for line, limit, t, y, end in zip(
+            self.lines, self.limits, times.mT, weights.mT, ends.tolist(), strict=True
+        ):
+            line.set_data(t, y)
             limit.set_ydata([end, end])
         for text, variance in zip(self.legend.get_texts(), variances.tolist(), strict=True):
             text.set_text(f"σ² = {variance:g}")

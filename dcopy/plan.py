@@ -54,8 +54,8 @@ def jobs(preset_name: str, options: list[str], results_dir: str) -> list[Job]:
     Raises:
         ValueError: the preset or an option is unknown, or a value is refused.
 
-    >>> [job.label for job in jobs("smoke", ["methods=none"], "results/smoke")]
-    ['01_linear_theory', '02_sample_complexity', '03 none-seed0-...', '04 none-...', '05_paper_tables']
+    >>> [job.label for job in jobs("quick", ["methods=none", "seeds=2"], "results/quick")][2:5]
+    ['03 none-seed0-...', '03 none-seed1-...', '04 none-...']
     """
     preset = presets.with_options(presets.get(preset_name), options)
     runs = preset.runs()

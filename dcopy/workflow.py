@@ -196,7 +196,7 @@ def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: floa
 
 
 def report(jobs: list[plan.Job], folder: Path, started: float) -> None:
-    """The time that each notebook took, and where everything lies; the tables if all is there."""
+    """The time that each notebook took, the main table once all is there, and where everything lies."""
     seconds: dict[str, list[float]] = {}
     for job in jobs:
         if Path(job.marker).exists():
@@ -206,9 +206,9 @@ def report(jobs: list[plan.Job], folder: Path, started: float) -> None:
     for notebook, values in seconds.items():
         say(f"{notebook:20}  {len(values):4}  {clock(sum(values)):>6}")
     say(f"this start, start to end    {clock(time.time() - started):>6}")
-    if sum(map(len, seconds.values())) == len(jobs):
-        for table in folder.glob("tables/methods.md"):
-            say(f"\n{table.read_text(encoding='utf-8').strip()}")
+    table = folder / "tables" / "methods.md"
+    if sum(map(len, seconds.values())) == len(jobs) and table.exists():
+        say(f"\n{table.read_text(encoding='utf-8').strip()}")
     say()
     for name, content in {
         "figures": "figures",

@@ -50,7 +50,7 @@ except KeyboardInterrupt:
 TABLES = """
 from pathlib import Path
 Path(results_dir, "tables").mkdir(exist_ok=True)
-Path(results_dir, "tables", "quick.md").write_text(f"| {len(runs)} runs |")
+Path(results_dir, "tables", "methods.md").write_text(f"| {len(runs)} runs |")
 """
 
 

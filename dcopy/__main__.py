@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="then save and exit with 75")
-    given = vars(parser.parse_args(arguments))
+    given = vars(parser.parse_intermixed_args(arguments))
     try:
         config = TrainConfig.from_dict(parse_options(given.pop("options")))
         from .train import pretrain  # after the options are known to be good: torch is slow

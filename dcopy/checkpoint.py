@@ -26,7 +26,10 @@ def save(folder: Path, tensors: dict[str, Tensor], header: dict) -> None:
     """
     with atomic(folder / NEWEST, keep=folder / PREVIOUS) as temporary:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"dcopy": json.dumps(header)})
+        try:
+            save_file(contiguous, temporary, metadata={"dcopy": json.dumps(header)})
+        except SafetensorError as problem:  # its word for a full disk
+            raise OSError(f"{folder / NEWEST} could not be written ({problem})") from None
 
 
 def load(folder: Path, device="cpu") -> tuple[dict[str, Tensor], dict] | None:

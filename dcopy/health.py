@@ -52,7 +52,7 @@ def verdict(std: float, rank: float) -> str:
     for name, std_limit, rank_limit in zip(
         ("collapsed", "partial collapse"), STD_LIMITS, RANK_LIMITS, strict=True
     ):
-        if std < std_limit or rank < rank_limit:
+        if not (std >= std_limit and rank >= rank_limit):  # nor is NaN healthy
             return name
     return "healthy"
 

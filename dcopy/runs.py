@@ -75,7 +75,7 @@ def finished_run(config: TrainConfig, folder: Path) -> Run | None:
     if not path.exists():
         return None
     result = results.read_json(path)
-    if result.get("config") != config.to_dict():
+    if "config" not in result or TrainConfig.from_dict(result["config"]) != config:
         raise ValueError(f"{path} belongs to another configuration than {config.name}; move it away")
     loaded = checkpoint.load(folder)
     if loaded is None:  # a fresh clone has results, but no weights

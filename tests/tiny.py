@@ -3,6 +3,10 @@
 import torch
 
 from dcopy.config import TrainConfig
+from dcopy.runs import Run
+from dcopy.train import pretrain
+
+torch.set_num_threads(1)  # the fastest for networks so small; and a process without threads can fork
 
 
 def tiny_config(**fields) -> TrainConfig:
@@ -16,6 +20,10 @@ def tiny_images(count: int = 50, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 1, 4, 4, generator=generator)
     return (torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear") * 255).byte()
+
+
+def tiny_run(folder, config: TrainConfig, **options) -> Run:
+    return pretrain(config, folder, **{"images": tiny_images(), "device": "cpu", "progress": False} | options)
 
 
 def tiny_views(batch_size: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

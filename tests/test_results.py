@@ -1,0 +1,198 @@
+"""Results: files appear whole or not at all, and lie where every caller finds them."""
+
+import csv
+import json
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcopy import results
+
+ROOT = Path(__file__).parents[1]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# atomic
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "deep" / "er" / "file"
+    with results.atomic(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists() and temporary.parent == path.parent
+    assert path.read_text() == "new" and names(path.parent) == ["file"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = results.write_text(tmp_path / "file", "old")
+    with pytest.raises(type(error)), results.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old" and names(tmp_path) == ["file"]
+
+
+def test_the_old_file_can_be_kept(tmp_path):
+    for text in ("1", "2", "3"):
+        with results.atomic(tmp_path / "file", keep=tmp_path / "before") as temporary:
+            temporary.write_text(text)
+    assert (tmp_path / "file").read_text() == "3" and (tmp_path / "before").read_text() == "2"
+
+
+def test_a_path_that_cannot_be_is_an_os_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        results.write_json(tmp_path / "file" / "x.json", {})
+
+
+# formats
+
+
+def test_json_comes_back_and_holds_no_nan(tmp_path):
+    value = {"name": "ε ± 1", "numbers": [1, 2.5, None]}
+    path = results.write_json(tmp_path / "a.json", value)
+    assert results.read_json(path) == value
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.write_json(path, {"loss": float("nan")})
+    assert results.read_json(path) == value
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe"])
+def test_broken_json_is_refused_with_its_name(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} is not a complete JSON file"):
+        results.read_json(path)
+
+
+def test_jsonl_grows_by_lines_and_forgives_a_last_one_cut_short(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for epoch in (1, 2, 3):
+        results.append_jsonl(path, {"epoch": epoch})
+    with open(path, "a") as file:
+        file.write('{"epoch": 4')
+    assert results.read_jsonl(path) == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3}]
+    results.keep_jsonl(path, lambda record: record["epoch"] <= 2)
+    assert path.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+    results.keep_jsonl(tmp_path / "none.jsonl", bool)
+    assert results.read_jsonl(tmp_path / "none.jsonl") == []
+
+
+def test_csv_keeps_the_order_of_the_first_rows_keys(tmp_path):
+    rows = [{"method": "a, b", "n": 3}, {"n": 4, "method": 'c "d"'}]
+    path = results.write_csv(tmp_path / "a.csv", rows)
+    with open(path, newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["method", "n"], ["a, b", "3"], ['c "d"', "4"]]
+
+
+# places
+
+
+def test_a_relative_path_is_the_same_from_a_notebook_and_from_the_root(tmp_path, monkeypatch):
+    for folder in (ROOT, ROOT / "notebooks", ROOT / "dcopy"):
+        monkeypatch.chdir(folder)
+        assert results.resolve("results/quick") == ROOT / "results" / "quick"
+    monkeypatch.chdir(tmp_path)
+    assert results.resolve("results/quick") == tmp_path / "results" / "quick"  # Colab: no checkout
+    assert results.resolve(tmp_path / "a") == tmp_path / "a"
+    assert results.resolve("~/a") == Path.home() / "a"
+
+
+# locks
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    with results.locked(tmp_path / "run"):
+        message = f"another process is at work in {tmp_path / 'run'}"
+        with pytest.raises(ValueError, match=message), results.locked(tmp_path / "run"):
+            pass
+        with results.locked(tmp_path / "other"):
+            pass
+    with results.locked(tmp_path / "run"):
+        pass
+
+
+def test_waiting_for_a_folder_goes_on_when_it_is_free(tmp_path):
+    events = []
+
+    def wait():
+        with results.locked(tmp_path, wait=True):
+            events.append("second")
+
+    thread = threading.Thread(target=wait)
+    with results.locked(tmp_path):
+        thread.start()
+        time.sleep(0.1)
+        events.append("first")
+    thread.join()
+    assert events == ["first", "second"]
+
+
+# provenance
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with one commit that holds a copy of the module; a function to run git in it."""
+    module = tmp_path / "dcopy" / "results.py"
+    results.write_text(module, "code")
+    monkeypatch.setattr(results, "__file__", str(module))
+
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
+
+    try:
+        git("init")
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    return git
+
+
+def test_the_commit_is_that_of_the_code(checkout, tmp_path):
+    results.write_text(tmp_path / "results" / "table.md", "old")
+    checkout("add", "results")
+    checkout("commit", "-m", "no code")
+    assert results.commit() == "unknown"  # as when installed in an environment inside another repository
+    checkout("add", ".")
+    checkout("commit", "-m", "code")
+    head = checkout("rev-parse", "HEAD").stdout.decode()[:12]
+    results.write_text(tmp_path / "results" / "table.md", "new")
+    results.write_text(tmp_path / "notes", "untracked")
+    assert results.commit() == head
+    results.write_text(tmp_path / "dcopy" / "results.py", "other code")
+    assert results.commit() == f"{head}+changes"
+
+
+def test_the_commit_is_unknown_without_a_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
+    assert results.commit() == "unknown"
+
+
+def test_provenance_names_commit_versions_device_and_time():
+    record = results.provenance()
+    assert json.loads(json.dumps(record)) == record
+    assert torch.__version__.startswith(record["versions"]["torch"])
+    assert {"python", "dcopy", "torchvision", "numpy", "scikit-learn"} <= record["versions"].keys()
+    assert record["device"].endswith(f"{torch.get_num_threads()} threads")
+    assert record["finished"].endswith("+00:00")
+
+
+@pytest.mark.parametrize("colab", [True, False])
+def test_the_environment_says_what_to_change_without_a_gpu(colab, capsys, monkeypatch):
+    monkeypatch.setattr(results, "default_device", lambda: "cpu")
+    monkeypatch.setitem(results.sys.modules, "google.colab", object()) if colab else None
+    results.print_environment()
+    versions, device, advice = capsys.readouterr().out.splitlines()
+    assert f"torch {results.provenance()['versions']['torch']}, " in versions and device.startswith(
+        "device: "
+    )
+    assert advice.startswith("no GPU: ") and ("Change runtime type" in advice) == colab

@@ -73,8 +73,8 @@ PRESETS = {
         variants=({"method": "directcopy"}, {"method": "none"}),
         shared={"dataset": "digits", "epochs": 2, "width": 4},
         notebooks={
-            "01_linear_theory": {},
-            "02_sample_complexity": {},
+            "01_linear_theory": {"grid": 12, "starts": 4},
+            "02_sample_complexity": {"repeats": 4, "sgd_time": 20.0},
             "04_linear_probe": {"draws": 2},
             "05_paper_tables": {},
             "06_ablations": {"views": 2},

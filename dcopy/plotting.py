@@ -70,6 +70,7 @@ def training_curves(metrics: list[dict], label: str, color: str) -> Figure:
     """Loss, spread of the projections and effective rank of F of one run against the epoch."""
     figure, axes = _health_panels()
     _draw_health(axes, metrics, color=color)
+    axes[2].set_ylim(bottom=0)
     last = metrics[-1]["verdict"]
     figure.suptitle(f"{label}: {last}", x=0.01, ha="left", color=VERDICT_COLORS[last], weight="bold")
     return figure
@@ -84,6 +85,7 @@ def compare_training(histories: dict[str, tuple[str, list[dict]]]) -> Figure:
     figure, axes = _health_panels()
     for label, (method, metrics) in histories.items():
         _draw_health(axes, metrics, color=COLORS[method], label=label)
+    axes[2].set_ylim(bottom=0)  # after the last line: it ends autoscaling
     axes[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -107,7 +109,6 @@ def _draw_health(axes, metrics: list[dict], **style) -> None:
     epochs = [record["epoch"] for record in metrics]
     for ax, key in zip(axes, ("loss", "projection_std", "effective_rank"), strict=True):
         ax.plot(epochs, [record[key] for record in metrics], **style)
-    axes[2].set_ylim(bottom=0)
 
 
 def spectrum(metrics: list[dict], label: str) -> Figure:

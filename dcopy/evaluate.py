@@ -78,12 +78,16 @@ def cached_features(encoder: nn.Module, images: Tensor, folder: str | Path | Non
 
 
 def protocol(images: ImageData, draws: int = 20, k: int = 200) -> dict:
-    """What a probe's numbers depend on besides the encoder; two probes with equal ones compare."""
+    """What a probe's numbers depend on besides the encoder; two probes with equal ones compare.
+
+    Numbers of labels that the smallest class does not have are left out.
+    """
+    smallest = int(images.train_labels.bincount(minlength=len(images.classes)).min())
     return {
         "draws": draws,
         "k": k,
         "C_grid": list(C_GRID),
-        "labels_per_class": list(LABELS_PER_CLASS),
+        "labels_per_class": [n for n in LABELS_PER_CLASS if n == "all" or n <= smallest],
         "train": len(images.train),
         "test": len(images.test),
         "classes": len(images.classes),
@@ -117,7 +121,7 @@ def evaluate(
     for split, part in (("train", images.train), ("test", images.test)):
         if len(part) == 0:
             raise ValueError(f"{images.name} has no labelled {split} images; a probe needs {split}/<class>/*")
-    start = time.perf_counter()
+    start, settings = time.perf_counter(), protocol(images, draws, k)
     train_y, test_y = images.train_labels.numpy(), images.test_labels.numpy()
     train_x = cached_features(encoder, images.train, cache)
     test_x = cached_features(encoder, images.test, cache)
@@ -125,11 +129,13 @@ def evaluate(
     return {
         "linear": linear_probe(*features),
         "knn": knn_probe(*features, k=k),
-        "label_efficiency": label_efficiency(*features, draws=draws),
+        "label_efficiency": label_efficiency(
+            *features, labels_per_class=settings["labels_per_class"], draws=draws
+        ),
         "reference": reference_probe(*features),
         "feature_dim": train_x.shape[1],
         "encoder_fingerprint": checkpoint.fingerprint(encoder),
-        "protocol": protocol(images, draws, k),
+        "protocol": settings,
         "seconds": round(time.perf_counter() - start, 3),
     }
 

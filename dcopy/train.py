@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import augment, checkpoint, data, health, results
-from .config import TrainConfig
+from .config import TrainConfig, require
 from .interrupt import Interrupted, StopSignals
 from .progress import Progress
 from .runs import Run, finished_run, load_run
@@ -45,12 +45,14 @@ def pretrain(
         progress: show a bar (terminal, JupyterLab) or a line per epoch (elsewhere).
 
     Raises:
-        ValueError: bad images, a batch larger than the data, a broken checkpoint, a folder that
-            belongs to another configuration, or another process at work in it.
+        ValueError: no such device, bad images, a batch larger than the data, a broken checkpoint, a
+            folder that belongs to another configuration, or another process at work in it.
         FloatingPointError: the loss became NaN or infinite; the message names the step.
         Interrupted: stopped by a signal or by `stop_after`; the state is saved.
     """
     device = device or results.default_device()
+    there = torch.device(device).type != "cuda" or torch.cuda.is_available()
+    require("device", device, there, "cpu, since torch finds no GPU here")
     folder = Path(out_dir) / config.name
     with results.locked(folder):
         finished = finished_run(config, folder)

@@ -177,3 +177,10 @@ def test_probes_are_read_with_the_baselines_of_the_runs_asked_for(tmp_path):
         "random-0",
         "run-0",
     }
+
+
+def test_few_labels_are_as_many_as_the_smallest_class_has(labelled):
+    scarce = ImageData("scarce", labelled.train[:16], labelled.train_labels[:16], labelled.test,
+                       labelled.test_labels, labelled.classes)  # fmt: skip
+    record = evaluate.evaluate(RawPixels(), scarce, draws=2)
+    assert [point["labels_per_class"] for point in record["label_efficiency"]] == [1, 5, "all"]

@@ -464,3 +464,10 @@ def test_results_are_valid_json(reference):
     for path in reference.folder.glob("*.json*"):
         for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
             json.loads(text, parse_constant=refuse)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device='cuda' is not allowed"):
+        pretrain(tiny_config(), tmp_path, device="cuda")
+    assert not list(tmp_path.iterdir())

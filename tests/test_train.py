@@ -22,6 +22,7 @@ from dcopy.__main__ import main
 from dcopy.config import METHODS
 from dcopy.interrupt import Interrupted
 from dcopy.runs import load_run
+from dcopy.train import pretrain
 from dcopy.trainer import Trainer
 
 

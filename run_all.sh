@@ -96,7 +96,7 @@ case "${1:-}" in
     ;;
   test)
     choose_python notebooks dev
-    command=(pytest "${@:2}")
+    command=(pytest --numprocesses 2 --dist loadfile "${@:2}")
     ;;
   *)
     python="$(find_python)"

@@ -180,7 +180,7 @@ def test_asking_needs_no_set_up(machine, word):
 def test_test_runs_pytest_with_the_arguments_that_follow(machine):
     code, output, errors = machine.run("test", "-k", "one two", "-x", COMPLETE="1")
     assert code == 0, errors
-    assert output.endswith("runs -m pytest -k one two -x\n")
+    assert output.endswith("runs -m pytest --numprocesses 2 --dist loadfile -k one two -x\n")
 
 
 def test_what_pytest_and_the_workflow_return_is_returned(machine):

@@ -169,7 +169,7 @@ def accuracy_bars(rows: list[dict], title: str) -> Figure:
 
 
 def predictor_cost(record: dict) -> Figure:
-    """Time of a predictor's update against D, a line a method, beside its share of the measured step.
+    """Time of a predictor's update against D, a line a method, and as a part of the measured step's.
 
     Args:
         record: what `python -m dcopy.bench` wrote.
@@ -189,7 +189,7 @@ def predictor_cost(record: dict) -> Figure:
     ax.minorticks_off()
     ax.set(title=record["provenance"]["device"], xlabel="D", ylabel="time of an update (ms)")
     share = ax.secondary_yaxis("right", functions=(lambda ms: 100 * ms / step, lambda s: s * step / 100))
-    share.set_ylabel(f"share of a step of {config['dataset']}, {step:,.0f} ms (%)")
+    share.set_ylabel(f"% of the time of a {config['dataset']} step, {step:,.0f} ms")
     ax.legend(loc="center left", bbox_to_anchor=(1.2, 0.5))
     return figure
 

@@ -60,24 +60,21 @@ rule sample_complexity:  # its last part reads the label efficiency that the pro
         RUN
 
 
-rule pretrain:
+rule pretrain:  # all seeds of a variant
     input:
         notebook="notebooks/03_pretrain.ipynb",
     output:
-        DONE + "03_pretrain-{run}.json",
+        DONE + "03_pretrain-{variant}.json",
     params:
-        arguments=lambda wildcards: arguments("03_pretrain-" + wildcards.run),
+        arguments=lambda wildcards: arguments("03_pretrain-" + wildcards.variant),
     threads: THREADS
     shell:
         RUN
 
 
-rule linear_probe:  # of all seeds of a variant
+rule linear_probe:
     input:
-        lambda wildcards: [
-            DONE + "03_pretrain-" + run + ".json"
-            for run in JOBS["04_linear_probe-" + wildcards.variant].parameters["runs"]
-        ],
+        DONE + "03_pretrain-{variant}.json",
         notebook="notebooks/04_linear_probe.ipynb",
     output:
         DONE + "04_linear_probe-{variant}.json",

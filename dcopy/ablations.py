@@ -20,6 +20,7 @@ TITLES = {  # in words, for figures and sentences
     "target_start": "start of the target",
     "freq": "steps between two settings of W_p",
     "linear": "learned linear predictor: EMA, bias, symmetry",
+    "precision": "precision of the networks",
 }
 
 
@@ -53,7 +54,8 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
 
 def select(frame: pd.DataFrame, ablation: str) -> pd.DataFrame:
     """The rows of one ablation, in its order, with a column `setting`; empty where none was run."""
-    configs = [TrainConfig(**variant) for variant in ABLATIONS[ablation]]
+    shared = {"precision": frame["precision"].mode()[0]}  # of all but the ablation of precision itself
+    configs = [TrainConfig(**shared | variant) for variant in ABLATIONS[ablation]]
     wanted = {configuration(config.to_dict()) for config in configs}
     chosen = frame[[configuration(row) in wanted for _, row in frame.iterrows()]]
     order = [configuration(config.to_dict()) for config in configs]

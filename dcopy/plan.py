@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import presets
-from .config import TrainConfig
 
 ROOT = Path(__file__).parent.parent  # of the checkout
 
@@ -54,8 +53,8 @@ def jobs(preset_name: str, options: list[str], results_dir: str) -> list[Job]:
     Raises:
         ValueError: the preset or an option is unknown, or a value is refused.
 
-    >>> [job.label for job in jobs("quick", ["methods=none", "seeds=2"], "results/quick")][2:5]
-    ['03 none-seed0-...', '03 none-seed1-...', '04 none-...']
+    >>> [job.label for job in jobs("quick", ["methods=none", "seeds=2"], "results/quick")][2:4]
+    ['03 none-...', '04 none-...']
     """
     preset = presets.with_options(presets.get(preset_name), options)
     runs = preset.runs()
@@ -67,21 +66,18 @@ def jobs(preset_name: str, options: list[str], results_dir: str) -> list[Job]:
 
     theory = ("01_linear_theory", "02_sample_complexity")
     found = [job(notebook, {}) for notebook in theory if notebook in preset.notebooks]
-    for run in runs:
-        label = f"{run.method}-seed{run.seed}-{run.hash[:6]}"
-        found.append(job("03_pretrain", run.to_dict(), run.name, label))
-    for variant, group in itertools.groupby(runs, key=_without_seed):
-        label = f"{variant.method}-{variant.hash[:6]}"
-        run_name = variant.name.replace("-seed0-", "-")
-        found.append(job("04_linear_probe", {"runs": [run.name for run in group]}, run_name, label))
+    probing = []
+    for variant, group in itertools.groupby(runs, key=lambda run: dataclasses.replace(run, seed=0)):
+        own = list(group)  # the same but for the seed: one kernel for all of them
+        names = variant.name.replace("-seed0-", "-"), f"{variant.method}-{variant.hash[:6]}"
+        fields = {name: value for name, value in variant.to_dict().items() if name != "seed"}
+        found.append(job("03_pretrain", fields | {"seeds": [run.seed for run in own]}, *names))
+        probing.append(job("04_linear_probe", {"runs": [run.name for run in own]}, *names))
+    found += probing
     for notebook in ("05_paper_tables", "06_ablations"):  # read what all runs left
         if notebook in preset.notebooks:
             found.append(job(notebook, {"runs": [run.name for run in runs]}))
     return found
-
-
-def _without_seed(run: TrainConfig) -> TrainConfig:
-    return dataclasses.replace(run, seed=0)
 
 
 @dataclass(frozen=True)

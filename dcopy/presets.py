@@ -17,6 +17,13 @@ QUICK_METHODS = (
     {"method": "none"},
 )
 
+PAPER_METHODS = (  # rows of the paper's Table 1
+    {"method": "directcopy"},
+    {"method": "directpred"},
+    {"method": "directpred", "freq": 5},
+    {"method": "linear"},
+)
+
 # What each ablation varies, around DirectCopy with the preset's defaults.
 ABLATIONS = {
     "eps": [
@@ -44,7 +51,9 @@ ABLATIONS = {
         for bias in (False, True)
         for symmetric in (False, True)
     ],
+    "precision": [{"method": "directcopy", "precision": precision} for precision in ("fp32", "bf16")],
 }
+ABLATION_VARIANTS = tuple(variant for variants in ABLATIONS.values() for variant in variants)
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,18 @@ class Preset:
             for seed in range(self.seeds)
         )
         return list(dict.fromkeys(every))
+
+
+def paper_preset(dataset: str, name: str) -> Preset:
+    """A data set of the paper's Table 1, for one GPU."""
+    return Preset(
+        f"Table 1 on {name}: four methods, 100 epochs, 2 seeds, for one GPU; the whole table with "
+        "epochs=100,300,500 seeds=5",
+        variants=PAPER_METHODS,
+        shared={"dataset": dataset, "precision": "bf16"},
+        seeds=2,
+        notebooks={"04_linear_probe": {}, "05_paper_tables": {}},
+    )
 
 
 PRESETS = {
@@ -94,8 +115,26 @@ PRESETS = {
     ),
     "ablations": Preset(
         "eps, scaling, rho, alpha, weight decay, EMA and more on digits, 3 seeds (40 minutes on 2 cores)",
-        variants=tuple(variant for ablation in ABLATIONS.values() for variant in ablation),
+        variants=ABLATION_VARIANTS,
         shared={"dataset": "digits", "epochs": 40, "batch_size": 64},
+        seeds=3,
+        notebooks={"04_linear_probe": {}, "06_ablations": {}},
+    ),
+    "cifar10-small": Preset(
+        "CIFAR-10 without a GPU: ResNet-18 of an eighth of the width, 4 epochs, four methods, 2 seeds "
+        "(an hour on 2 cores)",
+        variants=({"method": "directcopy"}, {"method": "directpred"}, {"method": "linear"}, {"method": "none"}),
+        shared={"dataset": "cifar10", "width": 8, "epochs": 4},
+        seeds=2,
+        notebooks={"04_linear_probe": {}, "05_paper_tables": {}},
+    ),
+    "cifar10": paper_preset("cifar10", "CIFAR-10"),
+    "cifar100": paper_preset("cifar100", "CIFAR-100"),
+    "stl10": paper_preset("stl10", "STL-10"),
+    "ablations-cifar10": Preset(
+        "the grid of ablations on CIFAR-10, 100 epochs, 3 seeds, for one GPU",
+        variants=ABLATION_VARIANTS,
+        shared={"dataset": "cifar10", "precision": "bf16"},
         seeds=3,
         notebooks={"04_linear_probe": {}, "06_ablations": {}},
     ),
@@ -116,6 +155,8 @@ def get(name: str) -> Preset:
 def with_options(preset: Preset, options: list[str]) -> Preset:
     """Apply `name=value` options of the command line: seeds, methods, or a field of TrainConfig.
 
+    A field with several numbers, as in epochs=100,300, makes a variant for each.
+
     Raises:
         ValueError: not of that form, a name that is unknown, or a value that a run refuses.
 
@@ -130,6 +171,9 @@ def with_options(preset: Preset, options: list[str]) -> Preset:
         elif name == "seeds":
             require("seeds", value, isinstance(value, int) and value >= 1, "an integer of at least 1")
             preset = dataclasses.replace(preset, seeds=value)
+        elif name in known and isinstance(value, tuple):
+            variants = tuple({**variant, name: one} for one in value for variant in preset.variants)
+            preset = dataclasses.replace(preset, variants=variants)
         elif name in known:
             preset = dataclasses.replace(preset, shared={**preset.shared, name: value})
         else:

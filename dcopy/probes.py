@@ -16,7 +16,7 @@ from torch import nn
 from .config import require
 
 C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)  # inverse strength of the l2 penalty
-LABELS_PER_CLASS = (1, 5, 20, "all")
+LABELS_PER_CLASS = (1, 5, 10, 20, 100, "all")
 
 
 def linear_probe(

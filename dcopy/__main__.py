@@ -21,6 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data-root", help="where data sets lie (default: DCOPY_DATA or ~/.cache/dcopy)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out unreadable files of a folder")
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the step, use CUDA graphs (default: on a GPU)",
+    )
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="then save and exit with 75")
     given = vars(parser.parse_intermixed_args(arguments))

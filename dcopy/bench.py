@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import augment, results
 from .config import TrainConfig, require
+from .fast import WARMUP, FastStep
 from .measure import Clock, PeakMemory, count, gpu_clocks
 from .predictors import Predictor, SetPredictor, build_predictor
 from .presets import parse_options
@@ -93,7 +94,7 @@ def update_ms(predictor: Predictor, z: Tensor, config: TrainConfig, seconds: flo
     return statistics.median(clock.ms(moments)) / predictor.freq
 
 
-def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2) -> dict:
+def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile: bool | None = None) -> dict:
     """Time of each part of a training step, its memory and its floating-point operations.
 
     Args:
@@ -101,11 +102,15 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2) -> dict
         device: where.
         steps: how many to time.
         warmup: steps before those.
+        compile: as of `dcopy.pretrain`.
 
     Returns:
         parts (part, ms and share; means over the steps), step_ms (one a step), ms (their mean),
-        images_per_second, tflop and tflop_per_second of a step, clocks (see `gpu_clocks`), and memory
-        (see `memory_estimate`; measured is the peak, or None where it cannot be read).
+        images_per_second, tflop and tflop_per_second of a step, compiled (whether it was), captured (ms
+        and the two rates of the step as pretraining does it on a GPU, in CUDA graphs, which show no
+        parts; None where it is not captured), seconds_to_compile (the first step), clocks (see
+        `gpu_clocks`), and memory (see `memory_estimate`; measured is the peak, or None where it cannot
+        be read).
 
     Raises:
         ValueError: steps is below 1.
@@ -114,9 +119,14 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2) -> dict
     with PeakMemory(device) as peak:
         images = random_images(config).to(device)
         trainer = Trainer(config, images.shape[1], device)
-        views = augment.build(config.recipe.augmentation)
         generator = torch.Generator(device).manual_seed(0)
+        augmentation = augment.build(config.recipe.augmentation)
+        flop, kept = count(lambda: trainer.step(*(augmentation(images, generator) for _ in range(2))))
+        fast_step = FastStep(trainer, augmentation, compile)
         clock, timed = Clock(device), []
+        start = clock.now()
+        fast_step(images, generator)
+        first_ms = clock.ms([start, clock.now()])[0]
 
         def mark(part):
             timed[-1].append((part, clock.now()))
@@ -124,32 +134,54 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2) -> dict
         def step():
             timed.append([])  # of a step: which part ended, and when
             mark("start")
-            x1, x2 = views(images, generator), views(images, generator)
+            views = fast_step.views(images, generator)
             mark("augmentation")
-            trainer.step(x1, x2)
+            trainer.step(*views)
             mark("EMA")
 
-        mark_parts(trainer, mark)
-        flop, kept = count(step)
+        handles = mark_parts(trainer, mark)
         for _ in range(warmup + steps):
             step()
         durations = [clock.ms([moment for _, moment in marks]) for marks in timed[-steps:]]
+        for handle in handles:
+            handle.remove()
+        captured_ms = captured_step_ms(fast_step, images, generator, clock, steps)
         clocks = gpu_clocks(device)  # while they are still up
     parts: dict[str, float] = {}  # in the order of the step; a part that comes once a view is summed
     for marks, spans in zip(timed[-steps:], durations, strict=True):
         for (part, _), span in zip(marks[1:], spans, strict=True):
             parts[part] = parts.get(part, 0.0) + span / steps
     ms = sum(parts.values())
+
+    def rates(ms: float) -> dict:
+        images_per_second, tflop_per_second = 1e3 * config.batch_size / ms, flop / 1e9 / ms
+        return {"ms": ms, "images_per_second": images_per_second, "tflop_per_second": tflop_per_second}
+
     return {
         "parts": [{"part": part, "ms": value, "share": value / ms} for part, value in parts.items()],
         "step_ms": [sum(spans) for spans in durations],
-        "ms": ms,
-        "images_per_second": 1e3 * config.batch_size / ms,
+        **rates(ms),
         "tflop": flop / 1e12,
-        "tflop_per_second": flop / 1e9 / ms,
+        "compiled": fast_step.compiled,
+        "captured": captured_ms and rates(captured_ms),
+        "seconds_to_compile": first_ms / 1e3 if fast_step.compiled else None,
         "clocks": clocks,
         "memory": {**memory_estimate(trainer, kept, images), "measured": peak.bytes},
     }
+
+
+def captured_step_ms(
+    fast_step: FastStep, images: Tensor, generator, clock: Clock, steps: int
+) -> float | None:
+    """Mean time of a step in CUDA graphs, or None where there are none."""
+    for _ in range(WARMUP + 1):
+        fast_step(images, generator)
+    if fast_step.graphs is None:
+        return None
+    start = clock.now()
+    for _ in range(steps):
+        fast_step(images, generator)
+    return clock.ms([start, clock.now()])[0] / steps
 
 
 def random_images(config: TrainConfig) -> Tensor:
@@ -159,17 +191,20 @@ def random_images(config: TrainConfig) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def mark_parts(trainer: Trainer, mark) -> None:
+def mark_parts(trainer: Trainer, mark) -> list:
     """Have `trainer.step` call mark(part) as each of its parts ends, but for the last one, EMA.
 
-    What lies between two marks belongs to the part that ends with the second.
+    What lies between two marks belongs to the part that ends with the second. Returns the handles of
+    the hooks, to remove them.
     """
-    trainer.online.register_forward_hook(lambda *_: mark("online forward"))
-    trainer.predictor.register_forward_pre_hook(lambda *_: mark("predictor update"))
-    trainer.predictor.register_forward_hook(lambda *_: mark("prediction"))
-    trainer.target.register_forward_hook(lambda *_: mark("target forward"))
-    trainer.optimizer.register_step_pre_hook(lambda *_: mark("loss and backward"))
-    trainer.optimizer.register_step_post_hook(lambda *_: mark("optimizer"))
+    return [
+        trainer.online.register_forward_hook(lambda *_: mark("online forward")),
+        trainer.predictor.register_forward_pre_hook(lambda *_: mark("predictor update")),
+        trainer.predictor.register_forward_hook(lambda *_: mark("prediction")),
+        trainer.target.register_forward_hook(lambda *_: mark("target forward")),
+        trainer.optimizer.register_step_pre_hook(lambda *_: mark("loss and backward")),
+        trainer.optimizer.register_step_post_hook(lambda *_: mark("optimizer")),
+    ]
 
 
 def memory_estimate(trainer: Trainer, kept: dict[int, int], images: Tensor) -> dict:
@@ -197,6 +232,12 @@ def print_tables(record: dict) -> None:
         print(f"  {row['part']:20}{row['ms']:12.2f} ms{row['share']:9.1%}")
     print(f"  {'sum':20}{step['ms']:12.2f} ms, {step['images_per_second']:,.0f} images/s")
     print(f"  {step['tflop']:.3g} TFLOP, {step['tflop_per_second']:.3g} TFLOP/s")
+    if step["captured"]:
+        captured = step["captured"]
+        print(f"  in CUDA graphs: {captured['ms']:.2f} ms, {captured['images_per_second']:,.0f} images/s, "
+              f"{captured['tflop_per_second']:.3g} TFLOP/s")  # fmt: skip
+    if step["compiled"]:
+        print(f"  compiling took {step['seconds_to_compile']:.0f} s")
     if step["clocks"]:
         print("  " + ", ".join(f"{name} {value:g}" for name, value in step["clocks"].items()))
     sizes = {name: "?" if size is None else f"{size / 2**20:,.0f}" for name, size in memory.items()}
@@ -213,12 +254,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", nargs="*", default=[], metavar="name=value", help="fields of TrainConfig")
     parser.add_argument("--device", default=results.default_device())
     parser.add_argument("--steps", type=int, default=10, help="training steps to time (default: 10)")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="compile the step (default: on a GPU)"
+    )
     parser.add_argument("--full", action="store_true", help=f"D={LARGE_DIM} on a CPU, too")
     parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args(arguments)
     try:
         config = TrainConfig.from_dict(parse_options(args.config))
-        step = step_parts(config, args.device, args.steps)
+        step = step_parts(config, args.device, args.steps, compile=args.compile)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -123,7 +123,12 @@ PRESETS = {
     "cifar10-small": Preset(
         "CIFAR-10 without a GPU: ResNet-18 of an eighth of the width, 4 epochs, four methods, 2 seeds "
         "(an hour on 2 cores)",
-        variants=({"method": "directcopy"}, {"method": "directpred"}, {"method": "linear"}, {"method": "none"}),
+        variants=(
+            {"method": "directcopy"},
+            {"method": "directpred"},
+            {"method": "linear"},
+            {"method": "none"},
+        ),
         shared={"dataset": "cifar10", "width": 8, "epochs": 4},
         seeds=2,
         notebooks={"04_linear_probe": {}, "05_paper_tables": {}},

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import augment, checkpoint, data, health, results
 from .config import TrainConfig, require
+from .fast import FastStep
 from .interrupt import Interrupted, StopSignals
 from .progress import Progress
 from .runs import Run, finished_run, load_run
@@ -24,6 +25,7 @@ def pretrain(
     data_root: str | Path | None = None,
     skip_bad: bool = False,
     device: str | None = None,
+    compile: bool | None = None,
     checkpoint_minutes: float = 5.0,
     stop_after: float | None = None,
     progress: bool = True,
@@ -31,8 +33,9 @@ def pretrain(
     """Pretrain, or continue, or return what is finished: the folder decides.
 
     The run lives in `out_dir/config.name`. A checkpoint is written after every epoch and every
-    `checkpoint_minutes`; the same call then goes on from it, on the CPU bitwise as if it had never
-    stopped. SIGINT, SIGTERM and SIGUSR1 finish the step, save and raise Interrupted.
+    `checkpoint_minutes`; the same call then goes on from it: on the CPU bitwise as if it had never
+    stopped, on a GPU up to the rounding of its kernels, some of which sum in no fixed order. SIGINT,
+    SIGTERM and SIGUSR1 finish the step, save and raise Interrupted.
 
     Args:
         config: the run.
@@ -41,6 +44,8 @@ def pretrain(
         data_root: where data sets lie, see `dcopy.data.load`.
         skip_bad: leave unreadable files of a folder of images out, instead of raising.
         device: default a GPU where there is one.
+        compile: use torch.compile and, on a GPU, CUDA graphs; default: on a GPU. On a CPU the minutes
+            that it takes seldom come back.
         stop_after: seconds after which to save and raise Interrupted.
         progress: show a bar (terminal, JupyterLab) or a line per epoch (elsewhere).
 
@@ -67,7 +72,7 @@ def pretrain(
                 f"batch_size={config.batch_size} is not allowed; it must be at most the {len(images)} images"
             )
         results.write_json(folder / "config.json", config.to_dict())
-        loop = _Loop(config, folder, images, device, checkpoint_minutes, stop_after)
+        loop = _Loop(config, folder, images, device, compile, checkpoint_minutes, stop_after)
         loop.run(progress)
     return load_run(folder)
 
@@ -75,11 +80,12 @@ def pretrain(
 class _Loop:
     """The epochs of one run, with all that lets them be stopped and continued."""
 
-    def __init__(self, config, folder, images, device, checkpoint_minutes, stop_after):
+    def __init__(self, config, folder, images, device, compile, checkpoint_minutes, stop_after):
         self.config, self.folder = config, folder
         self.images = images.to(device)  # (n, C, H, W) uint8, the whole data set on the device
-        self.augment = augment.build(config.recipe.augmentation, config.image_size)
         self.trainer = Trainer(config, images.shape[1], device)
+        augmentation = augment.build(config.recipe.augmentation, config.image_size)
+        self.fast_step = FastStep(self.trainer, augmentation, compile)
         self.steps = len(images) // config.batch_size  # a partial last batch is dropped
         self.losses = torch.zeros(self.steps, device=device)  # of this epoch; read once, at its end
         self.epoch, self.step, self.seconds = 0, 0, 0.0
@@ -109,8 +115,7 @@ class _Loop:
         """A step on the images of these indices (batch_size,); their projections (batch_size, D)."""
         seed = derive_seed(self.config.seed, "augment", self.epoch, self.step)
         generator = torch.Generator(self.images.device).manual_seed(seed)
-        batch = self.images[indices]
-        loss, z = self.trainer.step(self.augment(batch, generator), self.augment(batch, generator))
+        loss, z = self.fast_step(self.images[indices], generator)
         self.losses[self.step] = loss + 0 * self.trainer.predictor.F.trace()  # NaN as soon as F overflows
         self.step += 1
         return z

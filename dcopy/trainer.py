@@ -62,16 +62,23 @@ class Trainer:
         Returns:
             The loss () and the online projections of the first view (N, D), both detached.
         """
-        both = self.config.symmetric_loss
         # 1. online: views to projections
-        z = self._forward(self.online, (x1, x2) if both else (x1,))
+        z = self.project(x1, x2)
         # 2. correlation: F and W_p from the projections of this step, without gradient
         self.predictor.update(torch.cat(z).detach())
+        return self.learn(z, x1, x2), z[0].detach()
+
+    def project(self, x1: Tensor, x2: Tensor) -> list[Tensor]:
+        """Online projections (N, D) of the views that are predicted from."""
+        return self._forward(self.online, (x1, x2) if self.config.symmetric_loss else (x1,))
+
+    def learn(self, z: list[Tensor], x1: Tensor, x2: Tensor) -> Tensor:
+        """The rest of the step, once F and W_p are those of `z`; returns the loss."""
         # 3. predictor
         p = self._views(self.predictor, z)
         # 4. target, without gradient; each prediction meets the other view's projection
         with torch.no_grad():
-            z_target = self._forward(self.target, (x2, x1) if both else (x2,))
+            z_target = self._forward(self.target, (x2, x1)[: len(z)])
         # 5. loss: both directions
         loss = sum(negative_cosine(p_i, z_i) for p_i, z_i in zip(p, z_target, strict=True))
         # 6. optimizer step
@@ -80,7 +87,7 @@ class Trainer:
         self.optimizer.step()
         # 7. EMA
         ema_update(self.target, self.online, self.config.ema)
-        return loss.detach(), z[0].detach()
+        return loss.detach()
 
     def _forward(self, network: nn.Module, views: tuple[Tensor, ...]) -> list[Tensor]:
         """Projections (N, D) in float32, one tensor a view."""

@@ -14,3 +14,29 @@ def real_data() -> Path:
     if not (place / "imagenette128.zip").is_file():
         pytest.skip("real images not found; the environment variable DCOPY_TEST_DATA names their folder")
     return place
+
+
+@pytest.fixture
+def eager_graphs(monkeypatch) -> list:
+    """Stand-ins for CUDA graphs, as a list: a capture runs nothing, a replay fills the tensors captured."""
+    from dcopy import fast
+
+    made = []
+
+    class EagerGraph:
+        def __init__(self, function):
+            self.function, self.outputs = function, []
+            made.append(self)
+
+        def replay(self):
+            self.outputs[:] = self.function()
+
+        def pool(self):
+            return "pool"
+
+    def capture(function, stream, pool=None):
+        graph = EagerGraph(function)
+        return graph, graph.outputs
+
+    monkeypatch.setattr(fast, "capture", capture)
+    return made

@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from dcopy import bench, measure, plotting, results
+from dcopy import augment, bench, measure, plotting, results
 from dcopy.config import TrainConfig
+from dcopy.fast import WARMUP, FastStep
 from dcopy.measure import Clock, PeakMemory
 from dcopy.predictors import DirectPred
 from dcopy.trainer import Trainer
@@ -47,7 +48,16 @@ def test_parts_add_up_to_the_step(record):
 def test_file_says_what_was_measured_where(record):
     assert record["config"]["width"] == 4
     assert {"commit", "versions", "device", "finished"} <= set(record["provenance"])
-    assert record["step"]["clocks"] is None  # of a GPU
+    assert record["step"]["clocks"] is record["step"]["captured"] is None  # of a GPU
+    assert record["step"]["compiled"] is False and record["step"]["seconds_to_compile"] is None
+
+
+def test_a_captured_step_is_timed_as_a_whole(eager_graphs):
+    step = FastStep(Trainer(TrainConfig(width=4, batch_size=8), 1), augment.build("digits"))
+    step.captures = True
+    images, generator = bench.random_images(step.trainer.config), torch.Generator()
+    assert bench.captured_step_ms(step, images, generator, Clock("cpu"), 2) > 0
+    assert step.steps == WARMUP + 1 + 2
 
 
 def test_every_method_is_timed_at_every_D(record):

@@ -109,7 +109,7 @@ def test_an_epoch_takes_every_image_once_and_drops_a_partial_batch(tmp_path, mon
     images = torch.arange(50, dtype=torch.uint8).view(50, 1, 1, 1).expand(50, 1, 16, 16)
     seen = []
     monkeypatch.setattr(
-        "dcopy.augment.Augmentation.__call__", lambda self, batch, _: seen.append(batch) or batch
+        "dcopy.augment.Augmentation.apply", lambda self, batch, _: seen.append(batch) or batch
     )
     monkeypatch.setattr(Trainer, "step", lambda self, x1, x2: (torch.zeros(()), torch.randn(16, 8)))
     monkeypatch.setattr(Trainer, "tensors", lambda self: {"online.x": torch.zeros(1)})

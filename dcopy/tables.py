@@ -12,31 +12,42 @@ from .config import METHODS, TrainConfig
 
 BASELINES = {"pixels": "raw pixels", "random": "random encoder"}
 ORDER = [*METHODS, *BASELINES]  # rows of every table
+PEEKS = "best of 50 epochs (peeks)"  # the column that nobody shall take for a result
+UNCONVERGED = "‡"  # on an accuracy of a probe that had not converged
+PEEKS_NOTE = (
+    f"{PEEKS}: the highest test accuracy over 50 epochs of a linear layer, all labels, as published numbers "
+    "are made. It is chosen on the test set: no result, only a number to compare with theirs."
+)
 
 
 def probe_frame(probes: list[dict]) -> pd.DataFrame:
     """One row a probed encoder: label, method, seed, and an accuracy in percent for each probe."""
+    counts = sorted({number for probe in probes for number in _few(probe)})
     rows = []
     for probe in probes:
-        few = {
-            f"{point['labels_per_class']} a class": 100 * point["accuracy_mean"]
-            for point in probe["label_efficiency"]
-            if point["labels_per_class"] != "all"
-        }
+        few = _few(probe)
         rows.append(
             {
                 "label": probe["label"],
                 "method": probe["method"],
                 "dataset": probe["dataset"],
                 "seed": probe["seed"],
-                **few,
+                "converged": probe["linear"]["converged"],
+                **{f"{number} a class": few.get(number) for number in counts},
                 "all labels": 100 * probe["linear"]["accuracy"],
                 "k-NN": 100 * probe["knn"],
+                PEEKS: 100 * probe["reference"]["best"],
             }
         )
     frame = pd.DataFrame(rows)
     frame["order"] = frame["method"].map(ORDER.index)
     return frame.sort_values(["order", "label", "seed"]).drop(columns="order").reset_index(drop=True)
+
+
+def _few(probe: dict) -> dict[int, float]:
+    """Percent by the number of labels a class, where not all are known."""
+    points = {point["labels_per_class"]: point["accuracy_mean"] for point in probe["label_efficiency"]}
+    return {number: 100 * accuracy for number, accuracy in points.items() if number != "all"}
 
 
 def label_curves(probes: list[dict]) -> dict[str, dict]:
@@ -46,11 +57,12 @@ def label_curves(probes: list[dict]) -> dict[str, dict]:
         points, protocol = probe["label_efficiency"], probe["protocol"]
         everything = protocol["train"] / protocol["classes"]
         x = [everything if p["labels_per_class"] == "all" else p["labels_per_class"] for p in points]
-        curve = curves.setdefault(probe["label"], {"method": probe["method"], "x": x, "seeds": []})
-        curve["seeds"].append([100 * p["accuracy_mean"] for p in points])
+        curve = curves.setdefault(probe["label"], {"method": probe["method"], "seeds": []})
+        curve["seeds"].append(dict(zip(x, (100 * p["accuracy_mean"] for p in points), strict=True)))
     for curve in curves.values():
-        seeds = pd.DataFrame(curve.pop("seeds"))
-        curve |= {"mean": seeds.mean().tolist(), "std": seeds.std().fillna(0).tolist()}
+        seeds = pd.DataFrame(curve.pop("seeds")).sort_index(axis="columns")  # a count that a seed lacks: NaN
+        std = seeds.std().fillna(0)
+        curve |= {"x": seeds.columns.tolist(), "mean": seeds.mean().tolist(), "std": std.tolist()}
     return curves
 
 
@@ -83,8 +95,12 @@ def mean_std(values: pd.Series, digits: int = 1) -> str:
 
 
 def summary(probes: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """The table of a preset: methods down, probes across, mean ± std over seeds (std with n − 1)."""
-    columns = [name for name in probes.columns if name not in ("label", "method", "dataset", "seed")]
+    """The table of a preset: methods down, probes across, mean ± std over seeds (std with n − 1).
+
+    `summary_notes` belong below it.
+    """
+    keys = ("label", "method", "dataset", "seed", "converged")
+    columns = [name for name in probes.columns if name not in keys]
     table = []
     for label, group in probes.groupby("label", sort=False):
         own = runs[runs["label"] == label]
@@ -92,9 +108,23 @@ def summary(probes: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         health = ", ".join(f"{name} {count}/{len(own)}" for name, count in verdicts.items())
         row = {"method": label, "n": len(group), "health (no labels used)": health or "—"}
         row |= {name: mean_std(group[name]) for name in columns}
+        row["all labels"] += UNCONVERGED * (not group["converged"].all())
         row["pretraining, s"] = mean_std(own["seconds"], 0) if len(own) else "—"
         table.append(row)
     return pd.DataFrame(table)
+
+
+def summary_notes(probes: pd.DataFrame) -> list[str]:
+    """What must be said below `summary`: which column peeks, and how many probes did not converge."""
+    converged = probes.groupby("label", sort=False)["converged"]
+    missed = [f"{label} {(~own).sum()} of {len(own)}" for label, own in converged if not own.all()]
+    return [PEEKS_NOTE, *unconverged_notes(missed)]
+
+
+def unconverged_notes(missed: list[str]) -> list[str]:
+    """The note for the cells that have the mark, a text each in `missed`; none where there is none."""
+    start = f"{UNCONVERGED} linear probes that ran out of iterations before convergence: "
+    return [start + "; ".join(missed) + "."] * bool(missed)
 
 
 def health(runs: pd.DataFrame) -> pd.DataFrame:
@@ -132,22 +162,44 @@ def variant_labels(configs: list[TrainConfig]) -> list[str]:
 
 
 _TEX = str.maketrans(
-    {"±": r"$\pm$", "−": "$-$", "—": "--", "†": r"\textdagger{}", "α": r"$\alpha$", "ε": r"$\varepsilon$"}
+    {"±": r"$\pm$", "−": "$-$", "—": "--", "†": r"\textdagger{}", "×": r"$\times$"}
+    | {"‡": r"\textdaggerdbl{}", "α": r"$\alpha$", "ε": r"$\varepsilon$"}
     | {mark: f"\\{mark}" for mark in "%&_#$"}
 )
 
 
 def to_latex(table: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> str:
-    """A table environment for the booktabs package, columns of numbers flush right, notes below."""
-    cells = table.astype(str).apply(lambda column: column.str.translate(_TEX))
-    tabular = cells.rename(columns=lambda name: str(name).translate(_TEX)).style.hide(axis="index")
-    alignment = "".join("r" if number else "l" for number in _numbers(table))
-    size = r"\scriptsize\setlength{\tabcolsep}{3pt}" if len(table.columns) > 6 else r"\small"
-    lines = [r"\begin{table}[t]", rf"\centering{size}", rf"\caption{{{caption.translate(_TEX)}}}"]
-    lines.append(tabular.to_latex(hrules=True, column_format=alignment).strip())
+    """A table environment for the booktabs package, columns of numbers flush right, notes below.
+
+    It fits a page of 16 cm with up to 12 columns, the widest ones in the smallest print.
+    """
+    wide, size, longest = len(table.columns) > 9, r"\small", (99, 99)
+    if len(table.columns) > 6:
+        longest = (12, 24)  # a column's name, and a cell
+        size = r"\tiny\setlength{\tabcolsep}{1.5pt}" if wide else r"\scriptsize\setlength{\tabcolsep}{3pt}"
+    sides = ["r" if number else "l" for number in _numbers(table)]
+    cells = {}
+    for name, side in zip(table.columns, sides, strict=True):
+        column = [cell.replace(" ± ", "±") if wide else cell for cell in table[name].astype(str)]
+        name = _broken(str(name), longest[0], f"[b]{{@{{}}{side}@{{}}}}")
+        cells[name] = [_broken(cell, longest[1]) for cell in column]
+    tabular = pd.DataFrame(cells).style.hide(axis="index").to_latex(hrules=True, column_format="".join(sides))
+    lines = [r"\begin{table}[t]", r"\centering", rf"\caption{{{caption.translate(_TEX)}}}"]
+    lines += [size, tabular.strip()]
     if notes:
-        lines += ["", r"\medskip\raggedright", *(rf"{note.translate(_TEX)}\par" for note in notes)]
+        lines += ["", r"\medskip\footnotesize\raggedright"]
+        lines += [rf"{note.translate(_TEX)}\par" for note in notes]
     return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _broken(text: str, longest: int, place: str = "[t]{@{}l@{}}") -> str:
+    """A cell of a LaTeX table; a longer text takes two lines, broken near its middle or at a comma there."""
+    spaces = [i for i, letter in enumerate(text) if letter == " "]
+    if len(text) <= longest or not spaces:
+        return text.translate(_TEX)
+    middle = min(spaces, key=lambda i: abs(i - len(text) / 2) - 5 * (text[i - 1] == ","))
+    first, second = text[:middle].translate(_TEX), text[middle + 1 :].translate(_TEX)
+    return rf"\begin{{tabular}}{place}{first}\\{second}\end{{tabular}}"
 
 
 def _numbers(table: pd.DataFrame) -> list[bool]:

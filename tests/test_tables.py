@@ -23,7 +23,9 @@ def probe(method, seed, accuracy):
         for number, gain in ((1, 0.0), (5, 0.1), ("all", 0.2))
     ]
     name = {"label": LABELS[method], "method": method, "dataset": "digits", "seed": seed}
-    numbers = {"label_efficiency": points, "linear": {"accuracy": accuracy + 0.2}, "knn": accuracy}
+    linear = {"accuracy": accuracy + 0.2, "converged": True}
+    numbers = {"label_efficiency": points, "linear": linear, "knn": accuracy}
+    numbers["reference"] = {"best": accuracy + 0.25}
     return name | numbers | {"protocol": {"train": 1297, "classes": 10}}
 
 
@@ -79,6 +81,52 @@ def test_the_summary_has_a_row_a_method_with_its_health():
         "—",
     ]
     assert list(table["pretraining, s"]) == ["20 ± 1", "20 ± 1", "—", "—"]
+
+
+def test_the_number_that_peeks_is_the_last_accuracy_and_says_so():
+    frame = tables.probe_frame(PROBES)
+    assert frame[tables.PEEKS].tolist()[:2] == pytest.approx([75, 77])
+    table = tables.summary(frame, tables.run_frame(RUNS))
+    assert list(table.columns[-3:]) == ["k-NN", tables.PEEKS, "pretraining, s"]
+    assert "peeks" in tables.PEEKS and table[tables.PEEKS][0] == "76.0 ± 1.4"
+    assert [note for note in tables.summary_notes(frame) if "chosen on the test set" in note]
+
+
+def unconverged(probe):
+    return probe | {"linear": probe["linear"] | {"converged": False}}
+
+
+def test_a_probe_that_did_not_converge_is_marked_and_counted():
+    kept = [probe for probe in PROBES if probe["method"] != "directcopy"]
+    kept += [probe("directcopy", 0, 0.5), unconverged(probe("directcopy", 1, 0.52))]
+    frame = tables.probe_frame(kept)
+    table = tables.summary(frame, tables.run_frame(RUNS)).set_index("method")
+    assert list(table["all labels"]) == ["71.0 ± 1.4‡", "40.0 ± 0.0", "50.0", "45.0"]
+    assert table.drop(columns="all labels").map(lambda cell: "‡" in str(cell)).to_numpy().sum() == 0
+    (note,) = (note for note in tables.summary_notes(frame) if "‡" in note)
+    assert "DirectCopy 1 of 2" in note and "predictor" not in note
+
+    assert not any("‡" in note for note in tables.summary_notes(tables.probe_frame(PROBES)))
+
+
+def without(probe, *numbers):
+    points = [p for p in probe["label_efficiency"] if p["labels_per_class"] not in numbers]
+    return probe | {"label_efficiency": points}
+
+
+def test_numbers_of_labels_are_in_their_order_whichever_probe_has_them():
+    rich = probe("directcopy", 1, 0.5)
+    for number, accuracy in ((100, 0.65), (10, 0.62)):
+        rich["label_efficiency"].insert(2, {"labels_per_class": number, "accuracy_mean": accuracy})
+    poor = without(rich, 5, 10) | {"seed": 0}
+    frame = tables.probe_frame([poor, rich])
+    few = [name for name in frame.columns if name.endswith("a class")]
+    assert few == ["1 a class", "5 a class", "10 a class", "100 a class"]
+    row = tables.summary(frame, tables.run_frame(RUNS)).iloc[0]
+    assert [row[name] for name in few] == ["50.0 ± 0.0", "60.0", "62.0", "65.0 ± 0.0"]
+    curve = tables.label_curves([poor, rich])["DirectCopy"]
+    assert curve["x"] == [1, 5, 10, 100, 129.7]
+    assert curve["mean"] == pytest.approx([50, 60, 62, 65, 70])
 
 
 def test_the_health_table_has_a_row_a_method():
@@ -154,6 +202,16 @@ def test_markdown_latex_and_csv_say_the_same(tmp_path):
         assert list(csv.reader(file)) == expected
 
 
+def test_a_wide_table_has_long_texts_in_two_lines(tmp_path):
+    names = ["method, its health", *(f"{number} a class" for number in range(8)), tables.PEEKS]
+    row = ["partial collapse 2/3, healthy 1/3", *["81.0 ± 0.6‡"] * 9]
+    latex = tables.to_latex(pd.DataFrame([row], columns=names), "caption")
+    assert r"\tiny" in latex and r"81.0$\pm$0.6\textdaggerdbl{} &" in latex
+    assert r"{@{}l@{}}partial collapse 2/3,\\healthy 1/3\end{tabular} &" in latex
+    assert r"{@{}r@{}}best of 50\\epochs (peeks)\end{tabular} \\" in latex
+    assert r"\begin{tabular}{lrrrrrrrrr}" in latex
+
+
 def test_the_csv_can_hold_numbers_that_are_not_shown(tmp_path):
     tables.write_table(TABLE, tmp_path / "t", "caption", data=[{"seed": 0, "accuracy": 0.81}])
     assert (tmp_path / "t.csv").read_text().splitlines() == ["seed,accuracy", "0,0.81"]
@@ -202,6 +260,22 @@ def test_figures_have_labelled_axes_and_are_saved_twice(make, tmp_path):
     before = png.read_bytes(), pdf.read_bytes()
     plotting.save_figure(make(), tmp_path / "deep" / "f")
     assert (png.read_bytes(), pdf.read_bytes()) == before  # the same figure is the same file
+
+
+def test_labels_of_the_axis_do_not_overlap_where_all_is_little_more_than_a_hundred():
+    plotting.use_style()
+    x = [1, 5, 10, 20, 100, 129.7]
+    curve = {"method": "directcopy", "x": x, "mean": [*range(6)], "std": [0] * 6}
+    figure = plotting.label_efficiency(
+        {"DirectCopy": curve | {"x": x[1:], "mean": [*range(5)], "std": [0] * 5}, "other": curve}
+    )
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    lines = [label.get_text().split("\n") for label in ax.get_xticklabels()]
+    assert [words[-1] for words in lines] == ["1", "5", "10", "20", "100", "all (130)"]
+    for left, right, words in zip(boxes[:-1], boxes[1:], lines[1:], strict=True):
+        assert left.x1 < right.x0 or words[0] == ""  # a line below
 
 
 def test_bars_show_every_seed():

@@ -39,6 +39,14 @@ def test_an_ablation_takes_the_runs_that_differ_in_what_it_varies_and_nothing_el
     assert chosen["one_label"].tolist() == pytest.approx([50, 40, 60])
 
 
+def test_where_all_is_computed_in_bf16_that_is_the_default_of_every_ablation():
+    table = frame(
+        *(outcome(0.5, precision="bf16", rho=rho) for rho in (0.0, 0.3, 0.8)), outcome(0.4)
+    )  # the last one in fp32
+    assert ablations.select(table, "rho")["setting"].tolist() == ["0", "0.3", "0.8"]
+    assert ablations.select(table, "precision")["setting"].tolist() == ["fp32", "bf16"]
+
+
 def test_every_setting_of_an_ablation_has_a_name_of_its_own():
     for name, variants in ABLATIONS.items():
         chosen = ablations.select(frame(*(outcome(0.5, **variant) for variant in variants)), name)

@@ -157,6 +157,15 @@ def test_options_change_every_run():
     assert {(run.epochs, run.lr) for run in preset.runs()} == {(3, 0.5)}
 
 
+def test_several_numbers_make_a_variant_for_each():
+    preset = with_options(presets.get("cifar10"), ["epochs=100,300", "methods=directcopy,linear", "seeds=1"])
+    assert [(run.method, run.epochs) for run in preset.runs()] == [
+        *(("directcopy", 100), ("linear", 100), ("directcopy", 300), ("linear", 300))
+    ]
+    with pytest.raises(ValueError, match="epochs=0 is not allowed"):
+        with_options(presets.get("cifar10"), ["epochs=100,0"])
+
+
 @pytest.mark.parametrize(
     "option, message",
     [

@@ -52,7 +52,7 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-LONG = (*ONE, "epochs=1000", "seeds=2", "-j", "1")  # training would take minutes, twice
+LONG = (*ONE, "epochs=1000", "seeds=2", "-j", "1")  # training would take minutes
 
 
 def start_long(root: Path, **options):
@@ -77,8 +77,14 @@ def saved(root: Path) -> list[Path]:
 def test_every_run_is_pretrained_and_probed_with_the_other_seeds_of_its_variant():
     jobs = plan.jobs("quick", [], "results/quick")
     runs = presets.get("quick").runs()
-    pretrained = [job.parameters for job in jobs if job.notebook == "03_pretrain"]
-    assert pretrained == [run.to_dict() | {"results_dir": "results/quick"} for run in runs]
+    pretrained = [dict(job.parameters) for job in jobs if job.notebook == "03_pretrain"]
+    seeds = [job.pop("seeds") for job in pretrained]
+    assert seeds == [[0, 1, 2]] * 6
+    assert pretrained == [
+        {name: value for name, value in run.to_dict().items() if name != "seed"}
+        | {"results_dir": "results/quick"}
+        for run in runs[::3]
+    ]
     probed = [job.parameters["runs"] for job in jobs if job.notebook == "04_linear_probe"]
     assert [len(names) for names in probed] == [3] * 6
     assert list(itertools.chain(*probed)) == [run.name for run in runs] == jobs[-1].parameters["runs"]
@@ -128,7 +134,7 @@ def test_jobs_run_in_order_and_leave_marker_log_and_executed_notebook(finished):
     assert written["03_pretrain"] < written["04_linear_probe"] < written["02_sample_complexity"]
     assert max(written.values()) == written["05_paper_tables"]
     results = root / "results/smoke"
-    (marker,) = (results / ".done").glob("03_pretrain-digits-directcopy-seed0-*.json")
+    (marker,) = (results / ".done").glob("03_pretrain-digits-directcopy-*.json")
     record = json.loads(marker.read_text())
     assert record["notebook"] == "03_pretrain" and record["seconds"] > 0
     given = record["parameters"]
@@ -142,7 +148,7 @@ def test_jobs_run_in_order_and_leave_marker_log_and_executed_notebook(finished):
 def test_a_person_can_follow(finished):
     _, output = finished
     assert "5 notebooks to execute, 0 of them done before" in output
-    assert "] 03 directcopy-seed0-" in output and "| epoch 1\n" in output
+    assert "] 03 directcopy-" in output and "| epoch 1\n" in output
     assert "\n[5/5 " in output
     assert "03_pretrain              1 " in output  # the time that each part took
     assert "\n| 1 runs |\n" in output
@@ -168,7 +174,7 @@ def test_a_second_start_has_nothing_to_do(finished):
 
 def test_other_options_are_other_jobs(finished):
     root, _ = finished
-    assert would_run(root, *ONE, "seeds=2") == ["02_sample_complexity", *ORDER[2:]]
+    assert would_run(root, *ONE, "seeds=2") == ORDER[1:]
     assert would_run(root, *ONE, "epochs=3") == ["02_sample_complexity", *ORDER[2:]]
 
 
@@ -256,7 +262,7 @@ def test_a_failure_is_named_and_stops_only_what_needs_it(project):
     assert list(notebooks.glob(f"04_linear_probe-*{good}*.ipynb"))
     assert sorted(markers(project)) == ["01_linear_theory", "03_pretrain", "04_linear_probe"]
     left = output[output.index("4 of 7 notebooks did not finish:") :]
-    assert "none-seed0" in left and ": failed in cell [3]: ValueError: this method fails\n" in left
+    assert "digits-none-" in left and ": failed in cell [3]: ValueError: this method fails\n" in left
     assert left.count("not started, since something before it did not finish") == 3
     assert "goes on about it" not in left
     assert "tables: results" not in output and output.endswith("the same command tries them again.\n")
@@ -296,7 +302,7 @@ def test_a_signal_lets_training_save_and_the_next_start_goes_on(project, number,
     assert len(saved(project)) == len(logs(project)) == 1  # and nothing else was begun
     assert "03_pretrain" not in markers(project)
     assert not list((project / "results/smoke/notebooks").glob("03*.running.ipynb"))
-    assert would_run(project, *LONG).count("03_pretrain") == 2
+    assert would_run(project, *LONG).count("03_pretrain") == 1
 
 
 def test_nothing_goes_on_after_the_workflow_is_killed(project):

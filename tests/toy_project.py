@@ -14,8 +14,13 @@ ROOT = Path(__file__).parents[1]
 
 RESULTS = 'results_dir: str = "results/quick"  # where results go\n'
 RUNS = RESULTS + "runs: list[str] = []\n"
-FIELDS = "".join(
-    f"{field.name}: {field.type} = {field.default!r}\n" for field in dataclasses.fields(TrainConfig)
+FIELDS = (
+    "".join(
+        f"{field.name}: {field.type} = {field.default!r}\n"
+        for field in dataclasses.fields(TrainConfig)
+        if field.name != "seed"
+    )
+    + "seeds: list = [0]\n"
 )
 
 PRESETS = """
@@ -44,7 +49,7 @@ try:
         print("epoch", epoch)
         time.sleep(0.01 if epochs < 100 else 0.2)
 except KeyboardInterrupt:
-    Path(results_dir, f"saved-{method}-{seed}").touch()
+    Path(results_dir, f"saved-{method}-{seeds[0]}").touch()
     raise
 """
 TABLES = """

@@ -139,8 +139,9 @@ def label_efficiency(curves: dict[str, dict]) -> Figure:
         style = {"color": COLORS[curve["method"]], "marker": MARKERS[curve["method"]]}
         ax.semilogx(curve["x"], mean, label=label, **style)
         ax.fill_between(curve["x"], mean - std, mean + std, color=style["color"], alpha=0.15, lw=0)
-    ticks = next(iter(curves.values()))["x"]
-    ax.set_xticks(ticks, [*(f"{tick:g}" for tick in ticks[:-1]), f"all ({ticks[-1]:.0f})"])
+    ticks = sorted({x for curve in curves.values() for x in curve["x"]})
+    everything = f"\nall ({ticks[-1]:.0f})"  # a line below: on digits 100 is near
+    ax.set_xticks(ticks, [*(f"{tick:g}" for tick in ticks[:-1]), everything])
     ax.minorticks_off()
     ax.set(title="A linear probe on few labels", xlabel="labels a class", ylabel="test accuracy (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -157,7 +158,7 @@ def accuracy_bars(rows: list[dict], title: str) -> Figure:
     for i, row in enumerate(rows):
         values = np.array(row["values"])
         spread = values.std(ddof=1) if len(values) > 1 else 0
-        ax.barh(i, values.mean(), color=COLORS[row["method"]], alpha=0.75, height=0.65)
+        ax.barh(i, values.mean(), color=COLORS[row["method"]], alpha=0.6, height=0.65)
         ax.errorbar(values.mean(), i, xerr=spread, color="black", capsize=3, lw=1.2)
         ax.plot(values, np.full(len(values), i), ".", color="black", markersize=4)
         ax.text(values.max() + spread + 1, i, f"{values.mean():.1f}", va="center", fontsize=10)
@@ -189,8 +190,10 @@ def predictor_cost(record: dict) -> Figure:
     ax.minorticks_off()
     ax.set(title=record["provenance"]["device"], xlabel="D", ylabel="time of an update (ms)")
     share = ax.secondary_yaxis("right", functions=(lambda ms: 100 * ms / step, lambda s: s * step / 100))
-    share.set_ylabel(f"% of the time of a {config['dataset']} step, {step:,.0f} ms")
-    ax.legend(loc="center left", bbox_to_anchor=(1.2, 0.5))
+    share.yaxis.set_major_formatter("{x:g} %")
+    share.minorticks_off()
+    share.set_ylabel(f"of a {config['dataset']} step in {config['precision']}, {step:,.0f} ms", labelpad=8)
+    ax.legend(loc="center left", bbox_to_anchor=(1.3, 0.5))
     return figure
 
 
@@ -202,23 +205,27 @@ def compare_published(rows: list[dict]) -> Figure:
     """
     columns = ([row[key] for row in rows] for key in ("data", "method", "epochs"))
     panels, labels, ticks = (list(dict.fromkeys(column)) for column in columns)
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels) + 2, 3.8), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels) + 2, 3.8), squeeze=False)
     styles = {}
     for label in labels:
         method = next(name for name, text in METHODS.items() if text == label.split(" (freq")[0])
         marker = "h" if "freq" in label else MARKERS[method]
         styles[label] = {"color": COLORS[method], "marker": marker, "ls": ""}
+    drawn = []  # the cells; one that ours ran under several protocols has several rows
     for row in rows:
-        ax = axes[0, panels.index(row["data"])]
-        x = ticks.index(row["epochs"]) + 0.16 * (labels.index(row["method"]) - (len(labels) - 1) / 2)
+        ax, cell = axes[0, panels.index(row["data"])], (row["data"], row["epochs"], row["method"])
+        x = ticks.index(row["epochs"]) + 0.17 * (labels.index(row["method"]) - (len(labels) - 1) / 2)
         style = styles[row["method"]] | {"capsize": 2, "lw": 1.2}
-        if row["published"] is not None:
-            ax.errorbar(x - 0.03, row["published"], yerr=row["published_std"], mfc="white", **style)
-        if row["recalled"]:
-            above = row["published"] + (row["published_std"] or 0) + 0.1
-            ax.text(x - 0.03, above, "†", ha="center", fontsize=9)
+        if row["published"] is not None and cell not in drawn:
+            ax.errorbar(x - 0.04, row["published"], yerr=row["published_std"], mfc="white", **style)
+            if row["recalled"]:
+                above = row["published"] + (row["published_std"] or 0)
+                place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+                ax.annotate("†", (x - 0.04, above), **place)
         if row["here"] is not None:
-            ax.errorbar(x + 0.03, row["here"], yerr=row["here_std"], **style)
+            right = 0.02 + 0.04 * drawn.count(cell)
+            ax.errorbar(x + right, row["here"], yerr=row["here_std"], **style)
+        drawn.append(cell)
     for ax, name in zip(axes[0], panels, strict=True):
         ax.set(title=name, xlabel="epochs", xticks=range(len(ticks)), xticklabels=ticks)
         ax.grid(axis="x", visible=False)

@@ -18,14 +18,20 @@ def reference() -> list[dict]:
 
 @pytest.fixture
 def add_run(tmp_path):
-    """A function that writes the result files of a run: add_run(folder, accuracy, field=value...)."""
+    """A function that writes the result files of a run: add_run(folder, accuracy, field=value...).
 
-    def add(folder: str, accuracy: float | None, **fields):
+    The number that peeks is 0.01 above the accuracy.
+    """
+
+    def add(folder: str, accuracy: float | None, converged: bool = True, **fields):
         config = TrainConfig(**{"dataset": "cifar10", **fields})
         path = tmp_path / folder / "runs" / config.name
         results.write_json(path / "result.json", {"config": config.to_dict()})
         if accuracy is not None:
-            results.write_json(path / "probe.json", {"linear": {"accuracy": accuracy}})
+            linear = {"accuracy": accuracy, "converged": converged}
+            results.write_json(
+                path / "probe.json", {"linear": linear, "reference": {"best": accuracy + 0.01}}
+            )
 
     return add
 
@@ -76,7 +82,9 @@ def test_table_1_has_what_the_papers_list(reference):
     assert all(cells(rows, data=d, epochs=e, method=m) for d in published.DATASETS.values()
                for e in published.EPOCHS for m in main)  # fmt: skip
     assert all(row["here"] is None and row["n"] == 0 for row in rows)
-    assert set(published.shown(rows)["here"]) == {"not run"}
+    shown = published.shown(rows)
+    assert set(shown["here"]) == set(shown[f"here, {tables.PEEKS}"]) == {"not run"}
+    assert set(shown["difference"]) == set(shown["difference, like for like"]) == {"—"}
 
 
 def test_a_dagger_marks_every_recalled_number_and_no_other(reference, tmp_path):
@@ -111,6 +119,37 @@ def test_runs_of_the_protocol_are_found_wherever_they_are(reference, add_run, tm
     assert sum(row["n"] for row in rows) == 2
     text = published.shown([row]).iloc[0]
     assert (text["here"], text["difference"]) == ("84.00 ± 1.41", "−0.02†")
+
+
+def test_the_number_that_peeks_stands_beside_and_does_not_enter_the_difference(reference, add_run, tmp_path):
+    add_run("cifar10", 0.83, seed=0)
+    add_run("cifar10", 0.85, seed=1)
+    rows = published.table1(reference, published.own_runs(tmp_path.glob("*")))
+    (row,) = cells(rows, data="CIFAR-10", epochs=100, method="DirectCopy")
+    assert (row["here"], row["here_peeking"]) == (pytest.approx(84), pytest.approx(85))
+    assert row["here_peeking_std"] == pytest.approx(2**0.5)
+    assert row["difference"] == pytest.approx(84 - row["published"])
+    assert row["difference_peeking"] == pytest.approx(85 - row["published"])
+    shown = published.shown([row])
+    place = list(shown.columns).index("here")
+    assert shown.columns[place + 1] == f"here, {tables.PEEKS}"
+    assert list(shown.iloc[0, place : place + 2]) == ["84.00 ± 1.41", "85.00 ± 1.41"]
+    assert list(shown.iloc[0][["difference", "difference, like for like"]]) == ["−0.02†", "+0.98†"]
+    assert any(note.startswith(f"here, {tables.PEEKS}") for note in published.NOTES)
+
+
+def test_probes_that_did_not_converge_are_marked_and_counted(reference, add_run, tmp_path):
+    add_run("cifar10", 0.83, seed=0)
+    add_run("cifar10", 0.85, seed=1)
+    everywhere = published.table1(reference, published.own_runs(tmp_path.glob("*")))
+    assert published.notes(everywhere) == list(published.NOTES)
+    add_run("cifar10", 0.84, seed=2, converged=False)
+    rows = published.table1(reference, published.own_runs(tmp_path.glob("*")))
+    marked = [text for text in published.shown(rows)["here"] if "‡" in text]
+    assert marked == ["84.00 ± 1.00‡"]
+    *rest, last = published.notes(rows)
+    assert rest == list(published.NOTES)
+    assert "CIFAR-10, 100 epochs, DirectCopy" in last and "1 of 3" in last
 
 
 @pytest.mark.parametrize(
@@ -179,6 +218,23 @@ def test_the_figure_shows_every_number_published_hollow_and_ours_filled(referenc
     plt.close(figure)
 
 
+def test_the_figure_sets_two_protocols_of_ours_apart_and_draws_the_published_number_once(
+    reference, add_run, tmp_path
+):
+    for precision, accuracy in (("fp32", 0.84), ("bf16", 0.86)):
+        add_run("cifar10", accuracy, precision=precision)
+    rows = published.table1(reference, published.own_runs(tmp_path.glob("*")))
+    figure = plotting.compare_published(rows)
+    points = [bars.lines[0] for ax in figure.axes for bars in ax.containers]
+    hollow = [p for p in points if p.get_markerfacecolor() == "white"]
+    filled = [p.get_xydata()[0].tolist() for p in points if p.get_markerfacecolor() != "white"]
+    (first, second) = filled
+    assert [first[1], second[1]] == [pytest.approx(86), pytest.approx(84)]  # bf16 first, as in the table
+    assert second[0] - first[0] > 0.03
+    assert len(hollow) == sum(row["published"] is not None for row in rows) - 1
+    plt.close(figure)
+
+
 def test_imagenet_has_two_settings_and_none_of_ours(reference):
     rows, notes = published.imagenet(reference)
     assert {(row["setting"], row["epochs"]) for row in rows} == {
@@ -194,8 +250,10 @@ def test_imagenet_has_two_settings_and_none_of_ours(reference):
 def written(reference, folder) -> list:
     rows = published.table1(reference, {})
     rows[0] |= {"here": 78.0, "here_std": 0.25, "n": 5, "difference": 0.2, "protocol": "sklearn, bf16, copy"}
+    rows[0] |= {"here_peeking": 78.5, "here_peeking_std": 0.25, "difference_peeking": 0.7, "not_converged": 1}
     imagenet, notes = published.imagenet(reference)
-    tables.write_table(published.shown(rows), folder / "table1", "5 % of A & B_1", published.NOTES, data=rows)
+    notes1 = published.notes(rows)
+    tables.write_table(published.shown(rows), folder / "table1", "5 % of A & B_1", notes1, data=rows)
     tables.write_table(pd.DataFrame(imagenet), folder / "imagenet", "ImageNet", notes)
     return rows
 
@@ -209,8 +267,10 @@ def test_markdown_latex_and_csv_hold_the_same_rows(reference, tmp_path):
     ]
     assert body[0] == list(shown.columns) and body[1:] == shown.to_numpy().tolist()
     latex = (tmp_path / "table1.tex").read_text().split(r"\midrule")[1].split(r"\bottomrule")[0]
-    lines = [line.removesuffix(r"\\").replace(r"$\pm$", "±").replace(r"\textdagger{}", "†").replace("--", "—")
-             for line in latex.strip().splitlines()]  # fmt: skip
+    signs = {r"$\pm$": " ± ", r"\textdagger{}": "†", r"\textdaggerdbl{}": "‡", "--": "—", "$-$": "−"}
+    for sign, plain in signs.items():
+        latex = latex.replace(sign, plain)
+    lines = [line.removesuffix(r"\\") for line in latex.strip().splitlines()]
     assert [[cell.strip() for cell in line.split(" & ")] for line in lines] == body[1:]
     assert " 91.0 |" in (tmp_path / "imagenet.md").read_text()  # as published, not 91
     data = pd.read_csv(tmp_path / "table1.csv")
@@ -222,12 +282,22 @@ def test_latex_compiles_and_fits_the_page(reference, tmp_path):
     if shutil.which("pdflatex") is None:
         pytest.skip("pdflatex is not installed")
     written(reference, tmp_path)
+    row = {
+        "method": "BYOL 2-layer predictor",
+        "n": 3,
+        "health (no labels used)": "partial collapse 2/3, healthy 1/3",
+    }
+    row |= {f"{number} a class": "81.0 ± 0.6" for number in (1, 5, 10, 20, 100)}
+    row |= {"all labels": "81.0 ± 0.6‡", "k-NN": "81.0 ± 0.6", tables.PEEKS: "81.0 ± 0.6"}
+    methods = pd.DataFrame([row | {"pretraining, s": "1210 ± 10"}])
+    tables.write_table(methods, tmp_path / "methods", "As in notebook 05", [tables.PEEKS_NOTE])
     lines = [
         r"\documentclass{article}",
         r"\usepackage{booktabs}",
         r"\usepackage[a4paper,margin=25mm]{geometry}",
     ]
-    lines += [r"\begin{document}", r"\input{table1}", r"\input{imagenet}", r"\end{document}"]
+    inputs = (rf"\input{{{name}}}" for name in ("table1", "imagenet", "methods"))
+    lines += [r"\begin{document}", *inputs, r"\end{document}"]
     results.write_text(tmp_path / "main.tex", "\n".join(lines))
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")

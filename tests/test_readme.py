@@ -6,6 +6,7 @@ import subprocess
 import nbformat
 import pandas as pd
 import pytest
+from test_comparison import BENCH, LIGHTLY
 
 import dcopy
 from dcopy import plan, presets, published, readme, results, tables
@@ -61,6 +62,28 @@ def project(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def full_project(project):
+    """The same with all that the README can show."""
+    folder = project / "results"
+    small = folder / "cifar10-small"
+    methods = pd.DataFrame([{"method": "DirectCopy", "1 a class": "23.4 ± 0.5"}])
+    tables.write_table(methods, small / "tables/methods", "In percent; cifar10.", ["a note below"])
+    _run(small, TrainConfig(dataset="cifar10", width=8), finished="2024-03-03", commit="def", device="a CPU")
+    _run(folder / "ablations", TrainConfig(eps=0.1), finished="2024-04-04", commit="fed", device="a CPU")
+    findings = [
+        {"ablation": "eps", "sentence": "ε: best 0.3."},
+        {"ablation": "variance", "sentence": "ρ -0.4."},
+    ]
+    results.write_json(folder / "ablations/tables/findings.json", findings)
+    results.write_json(folder / "comparison/lightly.json", LIGHTLY)
+    results.write_json(folder / "bench/cpu.json", BENCH)
+    clocked = BENCH["step"] | {"clocks": {"clocks.sm": 1980.0}, "ms": 20.0}
+    device = {"provenance": {"device": "some accelerator"}}
+    results.write_json(folder / "bench/step.json", BENCH | device | {"step": clocked})
+    return project
+
+
 def _published() -> str:
     return (plan.ROOT / "results/reference/published.csv").read_text(encoding="utf-8")
 
@@ -69,7 +92,8 @@ def _run(folder, config, **result):
     path = folder / "runs" / config.name
     origin = {"config": config.to_dict(), "commit": "abc", "device": "a GPU"}
     results.write_json(path / "result.json", origin | result)
-    results.write_json(path / "probe.json", {"linear": {"accuracy": 0.8125}})
+    probe = {"linear": {"accuracy": 0.8125, "converged": True}, "reference": {"best": 0.8225}}
+    results.write_json(path / "probe.json", probe | {"commit": "cba", "finished": "2024-01-01"})
 
 
 def row(part: str, start: str) -> list[str]:
@@ -86,10 +110,55 @@ def test_every_number_comes_from_its_file(project):
     assert row(part, "Digits, accuracy")[3] == "DirectCopy 84.9 ± 1.0"  # no other method was run
     assert row(part, "With q₋")[3] == "not run"
     assert (project / "results/quick/tables/methods.md").read_text().strip() in part
-    assert row(part, "CIFAR-10 | DirectCopy")[2].endswith("† / 81.2")
+    assert row(part, "CIFAR-10 | DirectCopy")[2].endswith("† / 81.2 (82.2)")
     assert row(part, "CIFAR-10 | DirectCopy")[3].endswith("† / not run")
     assert published.DAGGER in part
-    assert "From 2 runs of commit abc; on a GPU; the last finished 2024-02-02." in part
+
+
+def test_each_preset_names_its_commits_and_devices(full_project):
+    folder = full_project / "results"
+    _run(folder / "quick", TrainConfig(seed=1), finished="2024-05-05", commit="bcd")
+    part = readme.results_part(folder)
+    assert [line for line in part.splitlines() if line.startswith("- `")] == [
+        "- `ablations`: 1 runs of commit fed on a CPU, probed by cba; the last file is of 2024-04-04.",
+        "- `cifar10`: 1 runs of commit abc on a GPU, probed by cba; the last file is of 2024-02-02.",
+        "- `cifar10-small`: 1 runs of commit def on a CPU, probed by cba; the last file is of 2024-03-03.",
+        "- `quick`: 2 runs of commit abc, bcd on a GPU, probed by cba; the last file is of 2024-05-05.",
+    ]
+    assert readme.origin(folder) in part
+    _run(folder / "smoke", TrainConfig(dataset="cifar10"), finished="2025")
+    _run(folder / "mine", TrainConfig(lr=0.1), finished="2025")  # of which the README shows nothing
+    assert readme.results_part(folder) == part
+
+
+def test_every_part_is_shown_where_its_file_is(full_project):
+    folder = full_project / "results"
+    part = readme.results_part(folder)
+    assert (folder / "cifar10-small/tables/methods.md").read_text().strip() in part
+    assert "\n- ε: best 0.3.\n- ρ -0.4.\n" in part
+    assert row(part, "BYOL, lightly, fp32")[1:] == ["95.5 ± 0.7", "90.0 ± 0.0", "2", "12", "1.00"]
+    assert "lightly 1.5.20" in part and "7 workers" in part
+    assert row(part, "cpu |")[1] == "a processor, 2 threads"
+    assert row(part, "step |")[1] == "some accelerator"
+    assert part.count("<details>") == part.count("</details>") == 2
+    assert "a GPU: not run" not in part and "preset: not run" not in part and "small: not run" not in part
+    (folder / "bench/step.json").unlink()
+    assert "Speed on a GPU: not run." in readme.results_part(folder)
+
+
+def test_what_peeks_and_which_protocols_differ_is_said_with_table_1(project):
+    (text,) = (line for line in readme.results_part(project / "results").splitlines() if "peeks at" in line)
+    for word in ("In brackets", "no result", "probe", "target's start", "bf16", published.DAGGER):
+        assert word in text
+
+
+def test_a_probe_that_did_not_converge_is_marked(project):
+    (path,) = project.glob("results/cifar10/runs/*/probe.json")
+    probe = results.read_json(path)
+    results.write_json(path, probe | {"linear": probe["linear"] | {"converged": False}})
+    part = readme.results_part(project / "results")
+    assert row(part, "CIFAR-10 | DirectCopy")[2].endswith("† / 81.2‡ (82.2)")
+    assert [line for line in part.splitlines() if line.startswith("‡") and "1 of 1" in line]
 
 
 @pytest.mark.parametrize(
@@ -100,29 +169,39 @@ def test_every_number_comes_from_its_file(project):
         ("quick/theory/claims.csv", "2.5e-09", "2.5e-03"),
         ("reference/published.csv", "77.86", "77.96"),
         ("cifar10/runs/*/probe.json", "0.8125", "0.7125"),
+        ("cifar10/runs/*/probe.json", "0.8225", "0.7225"),
+        ("cifar10-small/tables/methods.md", "23.4", "24.4"),
+        ("cifar10-small/runs/*/result.json", "def", "fed"),
+        ("ablations/tables/findings.json", "0.3", "0.4"),
+        ("comparison/lightly.json", "0.95", "0.85"),
+        ("comparison/lightly.json", "1.5.20", "1.5.21"),
+        ("bench/cpu.json", "0.015", "0.025"),
     ],
 )
-def test_a_change_in_any_file_shows(project, path, old, new):
-    before = readme.fill(TEXT, project)
-    assert readme.fill(before, project) == before
-    (file,) = (project / "results").glob(path)
+def test_a_change_in_any_file_shows(full_project, path, old, new):
+    before = readme.fill(TEXT, full_project)
+    assert readme.fill(before, full_project) == before
+    (file,) = (full_project / "results").glob(path)
     text = file.read_text(encoding="utf-8")
     assert old in text
     file.write_text(text.replace(old, new), encoding="utf-8")
-    assert readme.fill(before, project) != before
+    assert readme.fill(before, full_project) != before
 
 
 def test_without_results_all_is_not_run(tmp_path):
     results.write_text(tmp_path / "results/reference/published.csv", _published())
     part = readme.results_part(tmp_path / "results")
     assert part.count("| not run | — |") == len(readme.CLAIMS)
-    assert "No run has finished yet." in part and "The quick preset: not run." in part
+    assert "No run has finished yet." in part
+    for what in ("The quick preset", "cifar10-small", "Ablations", "The comparison with lightly"):
+        assert f"\n\n{what}: not run." in part
+    assert "Speed on a GPU: not run." in part
 
 
 def test_two_protocols_of_one_cell_are_both_listed(project):
     _run(project / "results/cifar10", TrainConfig(dataset="cifar10", precision="bf16"), finished="2024")
     part = readme.results_part(project / "results")
-    assert row(part, "CIFAR-10 | DirectCopy")[2].endswith("† / 81.2, 81.2")
+    assert row(part, "CIFAR-10 | DirectCopy")[2].endswith("† / 81.2 (82.2), 81.2 (82.2)")
 
 
 def test_only_the_generated_parts_are_written(project):

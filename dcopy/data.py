@@ -5,7 +5,8 @@
 test image; the probe is fitted on `train` alone.
 
 Data sets lie under one root: the argument `root`, else the environment variable DCOPY_DATA, else
-`~/.cache/dcopy`. What torchvision has already put there is used as it is, also when it is read-only.
+`~/.cache/dcopy`. What torchvision has already put there is used as it is, also when it is read-only;
+so is CIFAR as image files in ROOT/cifar10/{train,test}/<class>/, as some distribute it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ from torch import Tensor
 
 from .config import RECIPES, one_of, require
 from .results import resolve
+
+# Training and test images, classes, and the training images' mean colour, by which CIFAR is known.
+CIFAR = {
+    "cifar10": (50_000, 10_000, 10, (0.4914, 0.4822, 0.4465)),
+    "cifar100": (50_000, 10_000, 100, (0.5071, 0.4865, 0.4409)),
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ def load(
         The data set, its tensors on the CPU and contiguous.
 
     Raises:
-        ValueError: the name is unknown, or a folder holds what cannot be used.
+        ValueError: the name is unknown, a folder holds what cannot be used, or ROOT/cifar10 is not CIFAR-10.
         DownloadError: the data set is missing and could not be fetched; the message says how to
             place it by hand.
         OSError: the root cannot be written, and needs to be.
@@ -204,6 +211,9 @@ def _load_torchvision(name: str, root: Path, **fetching) -> ImageData:
     from .download import install
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[name]
+    unpacked = root / name
+    if name in CIFAR and (unpacked / "train").is_dir() and not (root / kind.base_folder).exists():
+        return _load_unpacked(name, unpacked, root, fetching["progress"])
     install(kind, root, **fetching)
 
     class Checked(kind):
@@ -223,6 +233,22 @@ def _load_torchvision(name: str, root: Path, **fetching) -> ImageData:
         name, images["train"], _labels(labels["train"]), images["test"], _labels(labels["test"]),
         tuple(splits["train"].classes), images.get("unlabeled"),
     )  # fmt: skip
+
+
+def _load_unpacked(name: str, path: Path, root: Path, progress: bool) -> ImageData:
+    """Return CIFAR from image files in class folders, once counts and colours show that it is CIFAR."""
+    from . import folder
+
+    data = ImageData(name, **folder.read(path, root, RECIPES[name].image_size, progress=progress))
+    total = data.train.sum(dim=(0, 2, 3), dtype=torch.int64)  # (3,)
+    mean = tuple((total.double() / (255 * data.train[:, 0].numel())).round(decimals=4).tolist())
+    found = (len(data.train), len(data.test), len(data.classes), mean)
+    if found != CIFAR[name]:
+        what = "{:,} train and {:,} test images of {} classes, mean colour {}"
+        raise ValueError(
+            f"{path} is not {name}: {what.format(*found)}, not {what.format(*CIFAR[name])}; move it away"
+        )
+    return data
 
 
 def _tensor(images: np.ndarray) -> Tensor:

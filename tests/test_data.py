@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from dcopy import data as data_module
 from dcopy.data import ImageData, check_images, describe, load
 
 
@@ -26,6 +27,35 @@ def small_data(**changes):
         "classes": ("cat", "dog"),
     }
     return ImageData(**(fields | changes))
+
+
+# CIFAR as image files
+
+
+@pytest.fixture
+def unpacked(tmp_path):
+    """A data root with cifar10/{train,test}/<class>/ of two black training images, and a white test image."""
+    for path, color in (("train/cat/1", 0), ("train/dog/1", 0), ("test/dog/1", 255)):
+        file = tmp_path / "cifar10" / f"{path}.png"
+        file.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32), (color, color, color)).save(file)
+    return tmp_path
+
+
+def test_cifar_as_image_files_is_used(unpacked, monkeypatch):
+    monkeypatch.setitem(data_module.CIFAR, "cifar10", (2, 1, 2, (0.0, 0.0, 0.0)))
+    data = load("cifar10", unpacked, download=False, progress=False)
+    assert (data.name, len(data.train), len(data.test)) == ("cifar10", 2, 1)
+    assert data.test.min() == 255 and data.test_labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "known", [(3, 1, 2, (0.0,) * 3), (2, 2, 2, (0.0,) * 3), (2, 1, 3, (0.0,) * 3), (2, 1, 2, (0.0, 0.1, 0.0))]
+)
+def test_image_files_that_are_not_cifar_are_refused(unpacked, monkeypatch, known):
+    monkeypatch.setitem(data_module.CIFAR, "cifar10", known)
+    with pytest.raises(ValueError, match="cifar10 is not cifar10: 2 train and 1 test images of 2 classes"):
+        load("cifar10", unpacked, download=False, progress=False)
 
 
 # digits

@@ -124,17 +124,20 @@ def variance_summary(decay: pd.DataFrame, records: dict[str, dict]) -> pd.DataFr
     return means.round(3).reset_index()
 
 
-def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> str:
+def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> dict:
     """Whether eigenvalue and variance under augmentation are ordered as the theory says, in one sentence.
 
     The theory's sign of the rank correlation is negative: the more variance, the smaller the eigenvalue.
     """
+    found = {"ablation": "surviving directions"}
     if decay.empty:
-        return "Surviving directions: not run."
-    correlations = pd.Series([summarize(records[name])["rank_correlation"] for name in decay["name"]])
+        return found | {"sentence": "Surviving directions: not run."}
+    summaries = [summarize(records[name]) for name in decay["name"]]
+    correlations = pd.Series([summary["rank_correlation"] for summary in summaries])
     agree = int((correlations < 0).sum())
-    return (
-        f"Rank correlation of eigenvalue and σ²: {correlations.mean():.2f} on average, from "
-        f"{correlations.min():.2f} to {correlations.max():.2f}; {agree} of {len(correlations)} runs have the "
-        "theory's sign (negative)."
+    sentence = (
+        f"Surviving directions: rank correlation of eigenvalue and σ² {correlations.mean():.2f} on average, "
+        f"from {correlations.min():.2f} to {correlations.max():.2f}; {agree} of {len(correlations)} runs "
+        "have the theory's sign (negative)."
     )
+    return found | {"sentence": sentence, "rank_correlations": correlations.round(3).tolist()}

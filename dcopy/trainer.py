@@ -36,8 +36,10 @@ class Trainer:
                 self.target = Network(config, channels)
         with seeded(config.seed, "predictor"):
             self.predictor = build_predictor(config)
+        # With other widths oneDNN's kernels for channels_last overrun their buffers (width 2 and 4, AVX2).
+        layout = torch.channels_last if config.width % 8 == 0 else torch.contiguous_format
         for module in (self.online, self.target, self.predictor):
-            module.to(self.device, memory_format=torch.channels_last).train()
+            module.to(self.device, memory_format=layout).train()
         self.target.requires_grad_(False)
         self.named_parameters = {
             name: parameter

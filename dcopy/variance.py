@@ -15,6 +15,7 @@ from torch import Tensor
 from . import augment, checkpoint
 from .config import TrainConfig
 from .models import Network
+from .results import default_device
 from .trainer import derive_seed
 
 
@@ -28,7 +29,9 @@ def load_network(folder: str | Path) -> tuple[Network, Tensor, TrainConfig]:
 
 
 @torch.inference_mode()
-def variances(folder: str | Path, images: Tensor, views: int = 16) -> dict[str, list[float]]:
+def variances(
+    folder: str | Path, images: Tensor, views: int = 16, device: str | None = None
+) -> dict[str, list[float]]:
     """Variance over images and under augmentation along each eigenvector u of F.
 
     With z the projection of a random view of image x: over images Var_x E[u.z | x], under
@@ -38,6 +41,7 @@ def variances(folder: str | Path, images: Tensor, views: int = 16) -> dict[str, 
         folder: of a finished run.
         images: (N, C, H, W) uint8.
         views: random views of each image, at least 2.
+        device: default a GPU where there is one.
 
     Returns:
         Lists of D numbers, by eigenvalue from large to small: eigenvalue, image, augmentation, and
@@ -45,8 +49,14 @@ def variances(folder: str | Path, images: Tensor, views: int = 16) -> dict[str, 
     """
     network, F, config = load_network(folder)
     augmentation = augment.build(config.recipe.augmentation, config.image_size)
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "variance"))
-    z = torch.stack([network(augmentation(images, generator)) for _ in range(views)]).double()  # (V, N, D)
+    device = device or default_device()
+    generator = torch.Generator(device).manual_seed(derive_seed(config.seed, "variance"))
+    network, batches = network.to(device), images.to(device).split(1000)
+
+    def project() -> Tensor:  # a view of each image: (N, D)
+        return torch.cat([network(augmentation(batch, generator)) for batch in batches])
+
+    z = torch.stack([project() for _ in range(views)]).cpu().double()  # (V, N, D)
     eigenvalues, U = torch.linalg.eigh(F.double())
     along = z @ U.flip(1)  # (V, N, D), largest eigenvalue first
     under = along.var(dim=0).mean(dim=0)  # (D,)

@@ -1,5 +1,6 @@
 """Ablations: which runs belong to one, what is said of them, and which directions survive."""
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -82,8 +83,23 @@ def test_committed_findings_are_those_of_the_committed_runs():
     from dcopy.evaluate import load_results
 
     table = ablations.ablation_frame(*load_results(folder))
-    for stated in results.read_json(folder / "tables" / "findings.json"):
-        assert stated == ablations.finding(table, stated["ablation"])
+    findings = {found["ablation"]: found for found in results.read_json(folder / "tables" / "findings.json")}
+    directions = findings.pop("surviving directions")  # needs weights, which are not committed
+    assert findings == {name: ablations.finding(table, name) for name in ABLATIONS}
+    correlations = pd.Series(directions["rank_correlations"])
+    assert len(correlations) == len(ablations.select(table, "weight_decay"))
+    assert f"{correlations.mean():.2f} on average" in directions["sentence"]
+    assert f"{(correlations < 0).sum()} of {len(correlations)} runs" in directions["sentence"]
+
+
+def test_rank_correlations_of_all_runs_make_one_sentence():
+    decay = frame(*(outcome(0.5, weight_decay=0.0, seed=seed) for seed in range(3)))
+    falls = {"eigenvalue": [3.0, 2.0, 1.0], "sigma2": [0.1, 0.2, 0.3]}
+    rises = {"eigenvalue": [3.0, 2.0, 1.0], "sigma2": [0.3, 0.2, None]}
+    found = ablations.variance_finding(decay, dict(zip(decay["name"], (falls, falls, rises), strict=True)))
+    assert found["rank_correlations"] == pytest.approx([-1, -1, -0.5])
+    assert "-0.83 on average, from -1.00 to -0.50; 3 of 3 runs have" in found["sentence"]
+    assert "not run" in ablations.variance_finding(decay[:0], {})["sentence"]
 
 
 @pytest.fixture

@@ -214,6 +214,12 @@ def test_bf16_is_for_the_networks_alone(monkeypatch):
     assert {tensor.dtype for tensor in [loss, z, *floats]} == {torch.float32}
 
 
+@pytest.mark.parametrize(("width", "channels_last"), [(8, True), (4, False)])
+def test_weights_lie_channels_last_where_the_kernels_for_it_are_sound(width, channels_last):
+    weight = make(width=width).online.encoder.layers[3].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
 # learning, and state
 
 

@@ -79,8 +79,7 @@ class Preset:
 def paper_preset(dataset: str, name: str) -> Preset:
     """A data set of the paper's Table 1, for one GPU."""
     return Preset(
-        f"Table 1 on {name}: four methods, 100 epochs, 2 seeds, for one GPU; the whole table with "
-        "epochs=100,300,500 seeds=5",
+        f"Table 1 on {name}: four methods, 100 epochs, 2 seeds, for one GPU",
         variants=PAPER_METHODS,
         shared={"dataset": dataset, "precision": "bf16"},
         seeds=2,

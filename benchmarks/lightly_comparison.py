@@ -171,20 +171,17 @@ class PILImages(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.arrays[index])), 0
 
 
-def speed(config: TrainConfig, rounds: int, steps: int, workers: int, device: str) -> dict:
+def speed(config: TrainConfig, precisions, rounds: int, steps: int, workers: int, device: str) -> dict:
     """Images per second of each way in each round, and the median of the multiples of lightly's."""
     generator = torch.Generator().manual_seed(0)
     shape = (steps * config.batch_size, 3, config.image_size, config.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     base = "BYOL, lightly, fp32"
-    ways = {
-        base: lightly_epoch(config, images, workers, device),
-        "BYOL, dcopy, fp32": dcopy_epoch(config, images, device),
-        "BYOL, dcopy, bf16": dcopy_epoch(dataclasses.replace(config, precision="bf16"), images, device),
-        "DirectCopy, dcopy, bf16": dcopy_epoch(
-            dataclasses.replace(config, method="directcopy", precision="bf16"), images, device
-        ),
-    }
+    ways = {base: lightly_epoch(config, images, workers, device)}
+    for precision in precisions:
+        for name, method in (("BYOL", "mlp"), ("DirectCopy", "directcopy")):
+            own = dataclasses.replace(config, method=method, precision=precision)
+            ways[f"{name}, dcopy, {precision}"] = dcopy_epoch(own, images, device)
     rates = []
     for number in range(1 + rounds):  # the first one warms up
         rate = {name: len(images) / seconds(epoch) for name, epoch in ways.items()}
@@ -235,6 +232,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=60, help="on digits")
     parser.add_argument("--rounds", type=int, default=5, help="in which each way has one turn")
     parser.add_argument("--steps", type=int, default=4, help="a turn")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        default=["fp32", "bf16"],
+        choices=["fp32", "bf16"],
+        help="of dcopy; a processor without instructions for bf16 takes minutes a step in it",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of lightly's DataLoader")
     parser.add_argument("--width", type=int, help="of the encoders, smaller for a trial")
     parser.add_argument("--device", default=results.default_device())
@@ -246,7 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"digits, {args.epochs} epochs, accuracy on the test set")
     records = accuracy(digits, args.seeds, args.device)
     print(f"{results.device_name(args.device)}: images per second, the first line to warm up")
-    rates = speed(cifar, args.rounds, args.steps, args.workers, args.device)
+    rates = speed(cifar, args.precisions, args.rounds, args.steps, args.workers, args.device)
     for row in (rows := summary(records)):
         print(f"  {row['name']:24} linear {row['linear_mean']:.1f} %, k-NN {row['knn_mean']:.1f} %")
     for name, multiple in rates["times_as_fast"].items():

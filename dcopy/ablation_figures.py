@@ -23,6 +23,7 @@ def heatmap(table: pd.DataFrame, title: str) -> Figure:
     if table.empty:
         return _not_run(title)
     figure, ax = plt.subplots(figsize=(1.0 * table.shape[1] + 2, 0.55 * table.shape[0] + 1.5))
+    table = table.rename(columns=_short, index=_short)
     seaborn.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=ax, cbar_kws={"label": "accuracy (%)"})
     ax.set(title=title)
     ax.tick_params(axis="y", rotation=0)
@@ -30,16 +31,24 @@ def heatmap(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def _short(value) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def lines(frame: pd.DataFrame, title: str) -> Figure:
-    """Accuracy on one label a class and effective rank against the setting: mean, band of one std, seeds.
+    """Accuracy on one label a class and effective rank against the setting: mean, one std, seeds.
+
+    Numbers are joined by a line with a band; settings that are words have whiskers.
 
     Args:
         frame: setting (text, in order), one_label (percent), effective_rank; a row a run.
+        title: what is varied.
     """
     if frame.empty:
         return _not_run(title)
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4))
     settings = list(dict.fromkeys(frame["setting"]))
+    numbers = not any(letter.isalpha() for setting in settings for letter in setting.replace("e-", ""))
     panels = [
         ("one_label", "test accuracy (%)", "directcopy"),
         ("effective_rank", "effective rank of F", "mlp"),
@@ -48,13 +57,36 @@ def lines(frame: pd.DataFrame, title: str) -> Figure:
         groups = frame.groupby("setting", sort=False)[column]
         mean, std = groups.mean()[settings], groups.std()[settings].fillna(0)
         x = np.arange(len(settings))
-        ax.plot(x, mean, color=COLORS[color], marker="o")
-        ax.fill_between(x, mean - std, mean + std, color=COLORS[color], alpha=0.15, lw=0)
+        if numbers:
+            ax.plot(x, mean, color=COLORS[color], marker="o")
+            ax.fill_between(x, mean - std, mean + std, color=COLORS[color], alpha=0.15, lw=0)
+        else:
+            ax.errorbar(x, mean, std, color=COLORS[color], fmt="o", capsize=4)
         ax.plot(frame["setting"].map(settings.index), frame[column], ".", color="black", markersize=4)
         long = max(map(len, settings)) > 8
         ax.set_xticks(x, settings, rotation=30 if long else 0, ha="right" if long else "center")
-        ax.set(ylabel=ylabel)
-    figure.suptitle(title, x=0.01, ha="left")
+        ax.set(ylabel=ylabel, xlabel=title)
+    return figure
+
+
+def switches(frames: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy on one label a class in two settings each, a panel a choice: a line a seed, and the mean.
+
+    Args:
+        frames: by the name of the choice: setting, seed and one_label (percent), a row a run.
+    """
+    figure, axes = plt.subplots(1, len(frames), figsize=(2.9 * len(frames), 3.2))
+    for ax, (name, frame) in zip(np.atleast_1d(axes), frames.items(), strict=True):
+        ax.set(xlabel=name, xlim=(-0.4, 1.4))
+        if frame.empty:
+            ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
+            continue
+        table = frame.pivot_table(index="seed", columns="setting", values="one_label", sort=False)
+        for _, row in table.iterrows():
+            ax.plot(range(len(row)), row, color="0.6", marker=".", lw=0.9)
+        ax.plot(range(table.shape[1]), table.mean(), "o", color=COLORS["directcopy"])
+        ax.set_xticks(range(table.shape[1]), table.columns)
+    np.atleast_1d(axes)[0].set_ylabel("test accuracy (%)")
     return figure
 
 

@@ -66,7 +66,8 @@ def select(frame: pd.DataFrame, ablation: str) -> pd.DataFrame:
 
 def configuration(values) -> tuple:
     """The fields that some ablation varies, of a configuration or a row of the frame."""
-    return tuple(values[field] for field in FIELDS)
+    found = (values[field] for field in FIELDS)
+    return tuple(None if value != value else value for value in found)  # a frame has NaN for None
 
 
 def _setting(ablation: str, row: pd.Series) -> str:
@@ -94,7 +95,7 @@ def finding(frame: pd.DataFrame, ablation: str) -> dict:
     means = table.mean()
     best, worst = means.idxmax(), means.idxmin()
     gap = table[best] - table[worst]
-    error = gap.std() / len(gap) ** 0.5 if len(gap) > 1 else float("nan")
+    error = gap.sem()
     clear = bool(gap.mean() > 2 * error)
     unwell = chosen[chosen["verdict"] != "healthy"]["setting"].unique().tolist()
     sentence = (
@@ -102,7 +103,10 @@ def finding(frame: pd.DataFrame, ablation: str) -> dict:
         f"the difference of {gap.mean():.1f} ± {error:.1f} points (paired, n = {len(gap)}) is "
         f"{'clear' if clear else 'within the noise'}"
     )
-    sentence += f"; not healthy in some seed: {', '.join(unwell)}." if unwell else "; all runs healthy."
+    if len(unwell) == len(means):
+        sentence += "; no setting is healthy in every seed."
+    else:
+        sentence += f"; not healthy in some seed: {'; '.join(unwell)}." if unwell else "; all runs healthy."
     return {
         "ablation": ablation,
         "sentence": sentence,
@@ -113,6 +117,23 @@ def finding(frame: pd.DataFrame, ablation: str) -> dict:
         "n": len(gap),
         "clear": clear,
     }
+
+
+def symmetry_finding(frame: pd.DataFrame) -> str:
+    """Tables 3 and 5 of Tian et al., without EMA: is a symmetric learned W_p worse than a regular one?"""
+    chosen = select(frame, "linear")
+    chosen = chosen[chosen["ema"] == 0]
+    if chosen["predictor_symmetric"].nunique() < 2:
+        return "Symmetry without EMA: not run."
+    table = chosen.pivot_table(
+        index=["seed", "predictor_bias"], columns="predictor_symmetric", values="one_label"
+    )
+    gap = table[True] - table[False]
+    told = "as they find" if gap.mean() < 0 else "the reverse of what they find on STL-10"
+    return (
+        f"Without EMA, symmetric minus regular: {gap.mean():.1f} ± {gap.sem():.1f} points (paired, "
+        f"n = {len(gap)}), {told}."
+    )
 
 
 def variance_summary(decay: pd.DataFrame, records: dict[str, dict]) -> pd.DataFrame:

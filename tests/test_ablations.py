@@ -1,11 +1,12 @@
 """Ablations: which runs belong to one, what is said of them, and which directions survive."""
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from dcopy import ablations, plan, results, variance
+from dcopy import ablation_figures, ablations, plan, results, variance
 from dcopy.config import TrainConfig
 from dcopy.presets import ABLATIONS
 
@@ -49,9 +50,11 @@ def test_where_all_is_computed_in_bf16_that_is_the_default_of_every_ablation():
 
 
 def test_every_setting_of_an_ablation_has_a_name_of_its_own():
+    """In one frame, where a field that not all methods have is NaN for the others."""
+    runs = [outcome(0.5, **variant) for variants in ABLATIONS.values() for variant in variants]
+    table = frame(*{result["name"]: (result, probe) for result, probe in runs}.values())
     for name, variants in ABLATIONS.items():
-        chosen = ablations.select(frame(*(outcome(0.5, **variant) for variant in variants)), name)
-        assert chosen["setting"].nunique() == len(variants)
+        assert ablations.select(table, name)["setting"].nunique() == len(variants)
 
 
 def test_a_finding_compares_the_same_seeds():
@@ -72,7 +75,42 @@ def test_noise_is_not_called_clear():
     assert "within the noise" in ablations.finding(frame(*runs), "freq")["sentence"]
 
 
+@pytest.mark.parametrize(
+    ("symmetric", "told"), [(0.4, "as they find."), (0.7, "the reverse of what they find")]
+)
+def test_symmetry_without_ema_is_held_against_the_publication(symmetric, told):
+    runs = [outcome(accuracy + noise, method="linear", ema=ema, predictor_symmetric=kind, seed=seed)
+            for seed, noise in enumerate((0.0, 0.05))
+            for ema, kind, accuracy in ((0.0, False, 0.5), (0.0, True, symmetric), (0.99, True, 0.1))]  # fmt: skip
+    sentence = ablations.symmetry_finding(frame(*runs))
+    assert f"{100 * (symmetric - 0.5):.1f} ± 0.0 points (paired, n = 2)" in sentence and told in sentence
+
+
+def test_settings_that_are_numbers_are_joined_and_words_are_not():
+    table = frame(*(outcome(0.5, **variant) for variant in ABLATIONS["weight_decay"] + ABLATIONS["linear"]))
+    numbers, words = (
+        ablation_figures.lines(ablations.select(table, name), name) for name in ("weight_decay", "linear")
+    )
+    assert [len(ax.collections) for ax in numbers.axes] == [1, 1]  # the band
+    assert [len(ax.containers) for ax in words.axes] == [1, 1]  # the whiskers
+    assert [ax.get_xlabel() for ax in numbers.axes] == ["weight_decay"] * 2
+    plt.close("all")
+
+
+def test_switches_join_the_two_settings_of_each_seed():
+    runs = [outcome(accuracy + 0.1 * seed, precision=precision, seed=seed)
+            for precision, accuracy in (("fp32", 0.5), ("bf16", 0.6)) for seed in range(2)]  # fmt: skip
+    table = frame(*runs)
+    figure = ablation_figures.switches({"precision": ablations.select(table, "precision"), "none": table[:0]})
+    first, second, mean = (line.get_ydata() for line in figure.axes[0].lines)
+    assert first == pytest.approx([50, 60]) and second == pytest.approx([60, 70])
+    assert list(mean) == pytest.approx([55, 65])
+    assert [text.get_text() for text in figure.axes[1].texts] == ["not run"]
+    plt.close(figure)
+
+
 def test_what_was_not_run_says_so():
+    assert "not run" in ablations.symmetry_finding(frame(outcome(0.5)))
     assert ablations.finding(frame(outcome(0.5)), "linear")["sentence"].endswith("not run.")
 
 

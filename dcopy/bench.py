@@ -174,6 +174,8 @@ def captured_step_ms(
     fast_step: FastStep, images: Tensor, generator, clock: Clock, steps: int
 ) -> float | None:
     """Mean time of a step in CUDA graphs, or None where there are none."""
+    if not fast_step.captures:
+        return None
     for _ in range(WARMUP + 1):
         fast_step(images, generator)
     if fast_step.graphs is None:

@@ -147,6 +147,14 @@ def test_on_a_gpu_captured_steps_follow_plain_ones(fields):
 
 
 @needs_gpu
+def test_on_a_gpu_a_resumed_run_goes_on_up_to_rounding():
+    whole, resumed = make("cuda", True), make("cuda", True)
+    losses(whole, 5)
+    resumed.trainer.load_tensors({name: tensor.clone() for name, tensor in whole.trainer.tensors().items()})
+    torch.testing.assert_close(losses(resumed), losses(whole), atol=2e-3, rtol=2e-3)
+
+
+@needs_gpu
 def test_on_a_gpu_no_step_waits_for_the_device():
     step = make("cuda", True)
     losses(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 
@@ -14,6 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from .config import require
+
+log = logging.getLogger(__name__)
 
 C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)  # inverse strength of the l2 penalty
 LABELS_PER_CLASS = (1, 5, 10, 20, 100, "all")
@@ -59,7 +62,7 @@ def linear_probe(
     best = max(scores, key=scores.get)
     score, iterations = _fit(train_x, train_y, best, max_iter)
     if iterations >= max_iter:
-        warnings.warn(f"linear probe: not converged after {max_iter} iterations at C={best}", stacklevel=2)
+        log.warning("linear probe: not converged after %d iterations at C=%g", max_iter, best)
     return {
         "accuracy": score(test_x, test_y),
         "C": best,

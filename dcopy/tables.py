@@ -114,6 +114,17 @@ def summary(probes: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def summary_caption(outcomes: list[dict]) -> str:
+    """What stands above `summary`: what was trained on what, from result.json files."""
+    names = ("dataset", "encoder", "width", "epochs", "batch_size")
+    told = {name: dict.fromkeys(str(outcome["config"][name]) for outcome in outcomes) for name in names}
+    dataset, encoder, width, epochs, batch_size = (", ".join(values) for values in told.values())
+    return (
+        f"Test accuracy in percent, mean ± std over seeds; {dataset}: {encoder} of width {width}, "
+        f"{epochs} epochs, batches of {batch_size}."
+    )
+
+
 def summary_notes(probes: pd.DataFrame) -> list[str]:
     """What must be said below `summary`: which column peeks, and how many probes did not converge."""
     converged = probes.groupby("label", sort=False)["converged"]

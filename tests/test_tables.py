@@ -50,6 +50,13 @@ RUNS = [
 # tables
 
 
+def test_the_caption_says_what_was_trained_and_lists_what_differs():
+    configs = [TrainConfig(dataset="cifar10", width=8, epochs=epochs) for epochs in (4, 4, 100)]
+    outcomes = [{"config": config.to_dict()} for config in configs]
+    told = tables.summary_caption(outcomes)
+    assert told.endswith("cifar10: resnet18-cifar of width 8, 4, 100 epochs, batches of 128.")
+
+
 def test_mean_std():
     assert tables.mean_std(pd.Series([80.0, 82.0])) == "81.0 ± 1.4"  # n - 1
     assert tables.mean_std(pd.Series([80.0, 82.0]), 2) == "81.00 ± 1.41"

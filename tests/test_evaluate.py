@@ -114,7 +114,7 @@ def test_cached_features_are_those_of_these_weights_and_images(tmp_path, monkeyp
 def test_evaluate_gives_every_probe_of_one_encoder(labelled, tmp_path):
     record = evaluate.evaluate(RawPixels(), labelled, draws=2, cache=tmp_path)
     assert record["linear"]["accuracy"] > 0.7 and 0 <= record["knn"] <= 1
-    assert [point["labels_per_class"] for point in record["label_efficiency"]] == [1, 5, 20, "all"]
+    assert [point["labels_per_class"] for point in record["label_efficiency"]] == [1, 5, 10, 20, "all"]
     assert record["feature_dim"] == 256
     assert record["protocol"] == evaluate.protocol(labelled, draws=2)
     results.write_json(tmp_path / "probe.json", record)  # plain numbers, no NaN

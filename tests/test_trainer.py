@@ -99,7 +99,7 @@ def reference_step(state, x1, x2, config):
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_three_steps_equal_the_algorithm_written_out(symmetric, batchnorm):
     """Large rates, so that each term of the update is seen."""
-    rates = {"lr": 0.2, "weight_decay": 0.1, "ema": 0.5, "momentum": 0.7, "rho": 0.4, "eps": 0.2}
+    rates = {"width": 8, "lr": 0.2, "weight_decay": 0.1, "ema": 0.5, "momentum": 0.7, "rho": 0.4, "eps": 0.2}
     trainer = make(symmetric_loss=symmetric, batchnorm=batchnorm, target_start="random", **rates)
     state = {"online": copy.deepcopy(trainer.online), "target": copy.deepcopy(trainer.target)}
     state |= {"F": None, "v": [None] * len(list(trainer.online.parameters()))}

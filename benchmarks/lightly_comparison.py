@@ -172,12 +172,13 @@ class PILImages(torch.utils.data.Dataset):
 
 
 def speed(config: TrainConfig, precisions, rounds: int, steps: int, workers: int, device: str) -> dict:
-    """Images per second of each way in each round, and the median of the multiples of lightly's."""
+    """Images per second of each way in each round, and the median of its multiples of lightly's BYOL."""
     generator = torch.Generator().manual_seed(0)
     shape = (steps * config.batch_size, 3, config.image_size, config.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     base = "BYOL, lightly, fp32"
-    ways = {base: lightly_epoch(config, images, workers, device)}
+    models = {base: LightlyBYOL, "SimSiam, lightly, fp32": LightlySimSiam}
+    ways = {name: lightly_epoch(model, config, images, workers, device) for name, model in models.items()}
     for precision in precisions:
         for name, method in (("BYOL", "mlp"), ("DirectCopy", "directcopy")):
             own = dataclasses.replace(config, method=method, precision=precision)
@@ -191,7 +192,7 @@ def speed(config: TrainConfig, precisions, rounds: int, steps: int, workers: int
     return {"images_per_second": rates, "times_as_fast": multiples, "steps": steps, "workers": workers}
 
 
-def lightly_epoch(config: TrainConfig, images: Tensor, workers: int, device: str):
+def lightly_epoch(model, config: TrainConfig, images: Tensor, workers: int, device: str):
     """An epoch as in lightly's example; between two of them its workers have nothing to do."""
     # The operations of dcopy's recipe: theirs blurs and solarizes by default, and jitters saturation less.
     view = BYOLView1Transform(input_size=config.image_size, cj_sat=0.4, gaussian_blur=0.0)
@@ -203,7 +204,7 @@ def lightly_epoch(config: TrainConfig, images: Tensor, workers: int, device: str
         num_workers=workers,
         persistent_workers=workers > 0,
     )
-    trainer = LightlyTrainer(LightlyBYOL, config, 3, device)
+    trainer = LightlyTrainer(model, config, 3, device)
 
     def epoch():
         for (x1, x2), _ in loader:
@@ -254,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     for row in (rows := summary(records)):
         print(f"  {row['name']:24} linear {row['linear_mean']:.1f} %, k-NN {row['knn_mean']:.1f} %")
     for name, multiple in rates["times_as_fast"].items():
-        print(f"  {name:24} {multiple:.2f} times as fast as lightly")
+        print(f"  {name:24} {multiple:.2f} times as fast as lightly's BYOL")
     if args.out:
         provenance = results.provenance(args.device)
         provenance["versions"]["lightly"] = importlib.metadata.version("lightly")

@@ -106,6 +106,8 @@ case "${1:-}" in
     ;;
 esac
 echo "Python: $("$python" -c 'import sys; print(sys.executable)')"
+# Each notebook is a new kernel. Where Python may not keep what it compiles, each would take 10 s for that.
+unset PYTHONDONTWRITEBYTECODE
 # An environment that is used as it is need not have dcopy installed.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" -m "${command[@]}"

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision import datasets
 
 from .config import RECIPES, one_of, require
 from .results import resolve
@@ -206,8 +207,6 @@ def _load_torchvision(name: str, root: Path, **fetching) -> ImageData:
     CIFAR's batches are pickles. `download.install` checks each against the checksum that
     torchvision lists for it, so none is unpickled but those that the authors published.
     """
-    from torchvision import datasets  # a second to import, which digits need not pay
-
     from .download import install
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[name]

@@ -30,7 +30,7 @@ case "$*" in
     sleep "$SLOW"
     touch "$here/complete"
     ;;
-  "-m pytest"* | "-m dcopy.workflow smoke"*) echo "$here runs $*"; exit "$CODE" ;;
+  "-m pytest"* | "-m dcopy.workflow smoke"*) echo "$PYTHONDONTWRITEBYTECODE$here runs $*"; exit "$CODE" ;;
   *) exec {python} "$@" ;;
 esac
 """
@@ -84,6 +84,12 @@ def test_an_environment_with_everything_is_used_as_it_is(machine):
     assert code == 0, errors
     assert output.endswith(f"{machine.bin} runs -m dcopy.workflow smoke seeds=2 -j 1\n")
     assert not (machine.root / ".venv").exists() and machine.installs() == 0
+
+
+def test_kernels_may_keep_what_they_compile(machine):
+    code, output, errors = machine.run("smoke", COMPLETE="1", PYTHONDONTWRITEBYTECODE="1")
+    assert code == 0, errors
+    assert output.endswith(f"\n{machine.bin} runs -m dcopy.workflow smoke\n")  # no 1 before it
 
 
 def test_otherwise_a_virtual_environment_is_made_once(machine):

@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
+from .ablations import short
 from .plotting import COLORS
 
 
@@ -23,16 +24,12 @@ def heatmap(table: pd.DataFrame, title: str) -> Figure:
     if table.empty:
         return _not_run(title)
     figure, ax = plt.subplots(figsize=(1.0 * table.shape[1] + 2, 0.55 * table.shape[0] + 1.5))
-    table = table.rename(columns=_short, index=_short)
+    table = table.rename(columns=short, index=short)
     seaborn.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=ax, cbar_kws={"label": "accuracy (%)"})
     ax.set(title=title)
     ax.tick_params(axis="y", rotation=0)
     ax.grid(False)
     return figure
-
-
-def _short(value) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def lines(frame: pd.DataFrame, title: str) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from .config import TrainConfig
@@ -78,45 +79,72 @@ def _setting(ablation: str, row: pd.Series) -> str:
         target = "EMA" if row["ema"] > 0 else "no EMA"
         bias = "bias" if row["predictor_bias"] else "no bias"
         return f"{target}, {'symmetric' if row['predictor_symmetric'] else 'regular'}, {bias}"
-    value = row[ablation]
-    return value if isinstance(value, str) else f"{value:g}"
+    return short(row[ablation])
+
+
+def short(value: str | float) -> str:
+    """A setting for an axis or a sentence.
+
+    >>> short(0.00004), short(0.3), short("copy")
+    ('4e-5', '0.3', 'copy')
+    """
+    return value if isinstance(value, str) else f"{value:g}".replace("e-0", "e-")
 
 
 def finding(frame: pd.DataFrame, ablation: str) -> dict:
     """One sentence about an ablation, computed from its runs: best, worst, and is it more than noise?
 
-    The difference is paired: the same seeds, hence the same noise, in both settings. It is called
-    clear where its mean is more than two standard errors from zero.
+    The difference is paired: the same seeds, hence the same noise, in both settings. A seed that lacks
+    a setting is left out. It is called clear where `range_test` gives less than 0.05.
     """
     chosen = select(frame, ablation)
-    if chosen["setting"].nunique() < 2:
+    table = chosen.pivot_table(index="seed", columns="setting", values="one_label", sort=False).dropna()
+    if table.shape[1] < 2 or table.empty:
         return {"ablation": ablation, "sentence": f"{TITLES[ablation]}: not run."}
-    table = chosen.pivot_table(index="seed", columns="setting", values="one_label", sort=False)
     means = table.mean()
     best, worst = means.idxmax(), means.idxmin()
     gap = table[best] - table[worst]
-    error = gap.sem()
-    clear = bool(gap.mean() > 2 * error)
-    unwell = chosen[chosen["verdict"] != "healthy"]["setting"].unique().tolist()
+    difference, error, n = float(gap.mean()), float(gap.sem()), len(gap)
+    found = {"best": best, "worst": worst, "difference": round(difference, 3), "n": n}
     sentence = (
         f"{TITLES[ablation]}: best {best} ({means[best]:.1f} %), worst {worst} ({means[worst]:.1f} %); "
-        f"the difference of {gap.mean():.1f} ± {error:.1f} points (paired, n = {len(gap)}) is "
-        f"{'clear' if clear else 'within the noise'}"
     )
+    if n > 1:
+        p = range_test(table)
+        clear = p < 0.05
+        found |= {"standard_error": round(error, 3), "p": float(f"{p:.2g}"), "clear": clear}
+        sentence += (
+            f"the difference of {difference:.1f} ± {error:.1f} points (paired, n = {n}, "
+            f"p {f'= {p:.2g}' if p >= 0.001 else '< 0.001'}) is {'clear' if clear else 'within the noise'}"
+        )
+    else:
+        sentence += f"one seed cannot tell the difference of {difference:.1f} points from noise"
+    unwell = chosen[chosen["verdict"] != "healthy"]["setting"].unique().tolist()
     if len(unwell) == len(means):
         sentence += "; no setting is healthy in every seed."
     else:
         sentence += f"; not healthy in some seed: {'; '.join(unwell)}." if unwell else "; all runs healthy."
-    return {
-        "ablation": ablation,
-        "sentence": sentence,
-        "best": best,
-        "worst": worst,
-        "difference": round(float(gap.mean()), 3),
-        "standard_error": round(float(error), 3) if error == error else None,
-        "n": len(gap),
-        "clear": clear,
-    }
+    return {"ablation": ablation, "sentence": sentence, **found}
+
+
+def range_test(table: pd.DataFrame) -> float:
+    """How often chance alone would set best and worst of these settings as far apart: a p-value.
+
+    Tukey's test of the studentized range, which allows for both having been picked among all settings;
+    the seeds are blocks of a two-way layout. It assumes the same noise in every setting.
+
+    Args:
+        table: a row a seed, at least two, and a column a setting, at least two.
+    """
+    from scipy.stats import studentized_range  # a dependency of scikit-learn
+
+    n, k = table.shape
+    values = table.to_numpy()
+    means = values.mean(axis=0)  # (k,)
+    residuals = values - means - values.mean(axis=1, keepdims=True) + values.mean()  # (n, k)
+    degrees = (n - 1) * (k - 1)
+    error = ((residuals**2).sum() / degrees / n) ** 0.5  # of a setting's mean
+    return float(studentized_range.sf(np.ptp(means) / max(error, 1e-9), k, degrees))
 
 
 def symmetry_finding(frame: pd.DataFrame) -> str:

@@ -113,7 +113,7 @@ PRESETS = {
         },
     ),
     "ablations": Preset(
-        "eps, scaling, rho, alpha, weight decay, EMA and more on digits, 3 seeds (50 minutes on 2 cores)",
+        "eps, scaling, rho, alpha, weight decay, EMA and more on digits, 3 seeds (35 minutes on 2 cores)",
         variants=ABLATION_VARIANTS,
         shared={"dataset": "digits", "epochs": 40, "batch_size": 64},
         seeds=3,

@@ -1,9 +1,11 @@
 """Ablations: which runs belong to one, what is said of them, and which directions survive."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from dcopy import ablation_figures, ablations, plan, results, variance
@@ -72,7 +74,26 @@ def test_noise_is_not_called_clear():
     runs = [outcome(accuracy, freq=freq, seed=seed)
             for freq, accuracies in ((1, (0.5, 0.7, 0.6)), (2, (0.6, 0.5, 0.65)))
             for seed, accuracy in enumerate(accuracies)]  # fmt: skip
-    assert "within the noise" in ablations.finding(frame(*runs), "freq")["sentence"]
+    found = ablations.finding(frame(*runs), "freq")
+    assert "within the noise" in found["sentence"] and not found["clear"]
+    without = ablations.finding(frame(*runs[:-1]), "freq")  # the last seed lacks a setting
+    assert without["n"] == 2 and without["difference"] == pytest.approx(5)
+    (only,) = {ablations.finding(frame(*runs[::3]), "freq")["sentence"]}
+    assert "one seed cannot tell the difference of 10.0 points from noise" in only
+
+
+def test_of_two_settings_the_range_test_is_the_paired_t_test():
+    table = pd.DataFrame([[1.0, 2.1], [4.0, 4.5], [2.0, 3.3], [9.0, 9.2]])
+    assert ablations.range_test(table) == pytest.approx(stats.ttest_rel(table[0], table[1]).pvalue, rel=1e-3)
+
+
+def test_best_and_worst_of_many_equal_settings_are_seldom_called_different():
+    rng = np.random.default_rng(0)
+    seeds = 5 * rng.normal(size=(400, 3, 1))  # good and bad ones, which the pairing takes off
+    tables = seeds + rng.normal(size=(400, 3, 18))
+    below = np.mean([ablations.range_test(pd.DataFrame(table)) < 0.05 for table in tables])
+    assert 0.02 < below < 0.08
+    assert ablations.range_test(pd.DataFrame(tables[0] + 10 * np.eye(18)[4])) < 0.001
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ def lightly_notes(record: dict) -> list[str]:
         f"{digits['width']}, {digits['epochs']} epochs, batch {digits['batch_size']}.",
         f"Speed: whole steps with augmentation on noise of {cifar['dataset']}'s size; {cifar['encoder']} of "
         f"width {cifar['width']}, batch {cifar['batch_size']}; {speed['workers']} workers for lightly's "
-        f"DataLoader; median of {rounds} rounds of {speed['steps']} steps. As fast as {BASE} is 1.",
+        f"DataLoader; median of {rounds} rounds of {speed['steps']} steps. As fast as {BASE} is 1. SimSiam "
+        "has no momentum network, whose forward passes are a quarter of a step's arithmetic in the others.",
     ]
 
 

@@ -101,7 +101,7 @@ PRESETS = {
         },
     ),
     "quick": Preset(
-        "the paper's story on scikit-learn's digits: six methods, 3 seeds (10 minutes on 2 cores)",
+        "the paper's story on scikit-learn's digits: six methods, 3 seeds (7 minutes on 2 cores)",
         variants=QUICK_METHODS,
         shared={"dataset": "digits", "epochs": 60, "batch_size": 64},
         seeds=3,

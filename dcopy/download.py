@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
@@ -215,14 +215,22 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _unpack(archive: Path, folder: Path, progress: bool) -> None:
-    """Unpack beside the archive, then move file by file, so that no file is ever half there."""
+    """Unpack beside the archive, then move file by file, so that no file is ever half there.
+
+    Only files that lie in the data set's own folder are taken, so an archive can name no other place.
+    """
     say(f"{archive.name}: unpacking", progress)
     temporary = archive.with_name(f".{archive.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed; we hold the lock
     try:
+        temporary.mkdir()
         with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
-        for file in (temporary / folder.name).iterdir():
+            for member in tar:
+                path = PurePosixPath(member.name)
+                if member.isfile() and path.parent == PurePosixPath(folder.name):
+                    with tar.extractfile(member) as source, open(temporary / path.name, "wb") as file:
+                        shutil.copyfileobj(source, file, 1 << 20)
+        for file in temporary.iterdir():
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -376,12 +376,12 @@ def test_a_root_that_is_a_file_is_named(cifar10, tmp_path):
 
 
 def test_an_archive_that_reaches_outside_is_refused(server, cifar10, tmp_path, monkeypatch):
-    evil = pack("..", {"escaped": b"x"})
+    evil = pack("../cifar-10-batches-py", {"escaped": b"x"})
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(evil))
     server.archive = evil
-    with pytest.raises(tarfile.OutsideDestinationError):
+    with pytest.raises(DownloadError, match="what is in it is not"):
         load("cifar10", tmp_path / "root")
-    assert not (tmp_path / "escaped").exists() and not (tmp_path / "root" / "escaped").exists()
+    assert not list(tmp_path.rglob("escaped"))
 
 
 def test_an_interrupted_unpacking_is_repaired(cifar10, tmp_path, monkeypatch):

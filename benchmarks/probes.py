@@ -1,4 +1,6 @@
-"""How long the probes take on features of CIFAR-10's size: `python benchmarks/probes.py [OUT.json]`.
+"""How long the probes take on features of CIFAR-10's size.
+
+    python benchmarks/probes.py --out results/bench/probes.json
 
 Goal: at most 5 minutes for the linear probe and 1 minute for k-NN on two cores. The features are hard on the
 solver: at the weakest penalty it runs through all its iterations.
@@ -6,7 +8,7 @@ solver: at the weakest penalty it runs through all its iterations.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 
 import numpy as np
@@ -16,7 +18,10 @@ from dcopy import probes, results
 TRAIN, TEST, DIM, CLASSES = 50_000, 10_000, 512, 10
 
 
-def main(out: str | None) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", help="JSON file to write")
+    out = parser.parse_args().out
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(CLASSES, DIM))
     labels = generator.integers(CLASSES, size=TRAIN + TEST)
@@ -36,4 +41,4 @@ def main(out: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2] or [None])
+    main()

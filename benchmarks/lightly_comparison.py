@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcopy import augment, data, results
+from dcopy.comparison import BASE
 from dcopy.config import TrainConfig
 from dcopy.evaluate import evaluate
 from dcopy.runs import FrozenEncoder
@@ -176,8 +177,7 @@ def speed(config: TrainConfig, precisions, rounds: int, steps: int, workers: int
     generator = torch.Generator().manual_seed(0)
     shape = (steps * config.batch_size, 3, config.image_size, config.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    base = "BYOL, lightly, fp32"
-    models = {base: LightlyBYOL, "SimSiam, lightly, fp32": LightlySimSiam}
+    models = {BASE: LightlyBYOL, "SimSiam, lightly, fp32": LightlySimSiam}
     ways = {name: lightly_epoch(model, config, images, workers, device) for name, model in models.items()}
     for precision in precisions:
         for name, method in (("BYOL", "mlp"), ("DirectCopy", "directcopy")):
@@ -188,7 +188,7 @@ def speed(config: TrainConfig, precisions, rounds: int, steps: int, workers: int
         rate = {name: len(images) / seconds(epoch) for name, epoch in ways.items()}
         print("  " + ", ".join(f"{name} {r:.1f}" for name, r in rate.items()), flush=True)
         rates += [rate] if number else []
-    multiples = {name: statistics.median(rate[name] / rate[base] for rate in rates) for name in ways}
+    multiples = {name: statistics.median(rate[name] / rate[BASE] for rate in rates) for name in ways}
     return {"images_per_second": rates, "times_as_fast": multiples, "steps": steps, "workers": workers}
 
 

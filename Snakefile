@@ -10,7 +10,7 @@ or a job before it changed.
 import shlex
 import sys
 
-from dcopy import plan
+from dcopy.workflow import plan
 
 PRESET = config.get("preset", "quick")
 RESULTS = config.get("results_dir", f"results/{PRESET}")
@@ -18,7 +18,7 @@ JOBS = {job.name: job for job in plan.jobs(PRESET, config.get("options", []), RE
 THREADS = config.get("threads", 1)
 DONE = RESULTS + "/.done/"
 PYTHON = shlex.quote(sys.executable)
-RUN = PYTHON + " -m dcopy.notebooks {input.notebook} {params.arguments}"
+RUN = PYTHON + " -m dcopy.workflow.notebook {input.notebook} {params.arguments}"
 
 
 def done(*notebooks):

@@ -23,7 +23,7 @@ supported() { # supported PYTHON: is it there, and does requirements.lock cover 
 }
 
 satisfied() { # satisfied PYTHON EXTRA...: are the requirements met there?
-  supported "$1" && "$1" -m dcopy.environment "${@:2}" >/dev/null 2>&1
+  supported "$1" && "$1" -m dcopy.workflow.environment "${@:2}" >/dev/null 2>&1
 }
 
 find_python() {
@@ -47,7 +47,7 @@ set_up_venv() {
   local python free
   python="$(find_python)"
   if [[ -e .venv && ! -e .venv/requirements.lock ]]; then
-    fail "$("$PWD/.venv/bin/python" -m dcopy.environment notebooks dev 2>&1 | tail -n 1); " \
+    fail "$("$PWD/.venv/bin/python" -m dcopy.workflow.environment notebooks dev 2>&1 | tail -n 1); " \
       "run_all.sh did not make this .venv and leaves it alone: complete it, move it away or activate another"
   fi
   rm -rf .venv
@@ -92,7 +92,7 @@ choose_python() { # choose_python EXTRA...: sets `python` to an interpreter with
 case "${1:-}" in
   -h | --help | --list)
     python="$(find_python)"
-    exec "$python" -m dcopy.workflow "$@"
+    exec "$python" -m dcopy.workflow.preset "$@"
     ;;
   test)
     choose_python notebooks dev
@@ -100,9 +100,9 @@ case "${1:-}" in
     ;;
   *)
     python="$(find_python)"
-    "$python" -m dcopy.workflow --check "$@" # a wrong word is refused before 5 GB are fetched
+    "$python" -m dcopy.workflow.preset --check "$@" # a wrong word is refused before 5 GB are fetched
     choose_python notebooks
-    command=(dcopy.workflow "$@")
+    command=(dcopy.workflow.preset "$@")
     ;;
 esac
 echo "Python: $("$python" -c 'import sys; print(sys.executable)')"

@@ -16,7 +16,8 @@ import time
 import torch
 from torchvision.transforms import v2
 
-from dcopy import augment, results
+from dcopy import results
+from dcopy.data import augment
 
 SHAPES = {"digits": (1, 16, 16), "cifar": (3, 32, 32), "stl10": (3, 96, 96)}
 

@@ -12,11 +12,13 @@ import argparse
 import sys
 import time
 
-from dcopy import bench, data, evaluate, results
+from dcopy import data, results
+from dcopy.bench import bench
 from dcopy.config import TrainConfig
-from dcopy.interrupt import EXIT_CODES, Interrupted
-from dcopy.presets import PAPER_METHODS
-from dcopy.train import pretrain
+from dcopy.evaluation import evaluate
+from dcopy.training.interrupt import EXIT_CODES, Interrupted
+from dcopy.training.loop import pretrain
+from dcopy.workflow.presets import PAPER_METHODS
 
 SEEDS = (0, 1)
 BENCHMARKS = [

@@ -26,12 +26,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dcopy import augment, data, results
-from dcopy.comparison import BASE
+from dcopy import data, results
 from dcopy.config import TrainConfig
-from dcopy.evaluate import evaluate
-from dcopy.runs import FrozenEncoder
-from dcopy.trainer import Trainer, derive_seed, seeded
+from dcopy.data import augment
+from dcopy.evaluation.evaluate import evaluate
+from dcopy.report.comparison import BASE
+from dcopy.training.runs import FrozenEncoder
+from dcopy.training.step import Trainer, derive_seed, seeded
 
 try:
     from lightly.loss import NegativeCosineSimilarity

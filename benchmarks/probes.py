@@ -13,7 +13,8 @@ import time
 
 import numpy as np
 
-from dcopy import probes, results
+from dcopy import results
+from dcopy.evaluation import probes
 
 TRAIN, TEST, DIM, CLASSES = 50_000, 10_000, 512, 10
 

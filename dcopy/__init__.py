@@ -15,18 +15,33 @@ _PUBLIC = {  # name: the module it lives in; imported on first use, so planning 
     "IdentityPredictor": "predictors",
     "LinearPredictor": "predictors",
     "MLPPredictor": "predictors",
-    "pretrain": "train",
-    "load_run": "runs",
-    "extract_features": "evaluate",
-    "knn_probe": "probes",
-    "label_efficiency": "probes",
-    "linear_probe": "probes",
+    "pretrain": "training.loop",
+    "load_run": "training.runs",
+    "extract_features": "evaluation.evaluate",
+    "knn_probe": "evaluation.probes",
+    "label_efficiency": "evaluation.probes",
+    "linear_probe": "evaluation.probes",
     "print_environment": "results",
 }
-_MODULES = (
-    *("augment", "checkpoint", "config", "data", "evaluate", "health", "models", "plotting", "predictors"),
-    *("presets", "probes", "results", "runs", "tables", "theory", "train", "trainer"),
-)
+_MODULES = {  # likewise
+    "augment": "data.augment",
+    "checkpoint": "training.checkpoint",
+    "config": "config",
+    "data": "data",
+    "evaluate": "evaluation.evaluate",
+    "health": "training.health",
+    "models": "models",
+    "plotting": "report.plotting",
+    "predictors": "predictors",
+    "presets": "workflow.presets",
+    "probes": "evaluation.probes",
+    "results": "results",
+    "runs": "training.runs",
+    "tables": "report.tables",
+    "theory": "theory",
+    "train": "training.loop",
+    "trainer": "training.step",
+}
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 
@@ -35,7 +50,7 @@ def __getattr__(name: str):
     if name in _PUBLIC:
         return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
     if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,7 +1,7 @@
 """Pretrain from the shell: `python -m dcopy dataset=digits method=directcopy epochs=60`.
 
 Long runs are best started here: no browser needs to stay open, and the same command continues a
-run that was stopped (exit code 130, 143, 138 or 75, see `dcopy.interrupt`).
+run that was stopped (exit code 130, 143, 138 or 75, see `dcopy.training.interrupt`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .config import TrainConfig
-from .interrupt import Interrupted
-from .presets import parse_options
+from .config import TrainConfig, parse_options
+from .training.interrupt import Interrupted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_intermixed_args(arguments))
     try:
         config = TrainConfig.from_dict(parse_options(given.pop("options")))
-        from .train import pretrain  # after the options are known to be good: torch is slow
+        from .training.loop import pretrain  # after the options are known to be good: torch is slow
 
         run = pretrain(config, **given)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -1,11 +1,12 @@
 """What a run is: one flat, frozen, validated configuration.
 
-This module and `presets` import nothing heavy, so that the workflow can plan and check a
+This module and `workflow.presets` import nothing heavy, so that the workflow can plan and check a
 hundred runs before the first of them pays for torch.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -31,7 +32,7 @@ class Recipe:
     encoder: str  # name in dcopy.models.ENCODERS
     width: int  # channels of the encoder's first stage
     image_size: int  # pixels, side of a view
-    augmentation: str  # name in dcopy.augment.RECIPES
+    augmentation: str  # name in dcopy.data.augment.RECIPES
     hidden_dim: int = 512
     projection_dim: int = 128
 
@@ -238,3 +239,24 @@ def require(name: str, value, good: bool, allowed: str) -> None:
 
 def one_of(names) -> str:
     return "one of " + ", ".join(names)
+
+
+def parse_options(options: list[str]) -> dict:
+    """`name=value` words as a dict; a value that is a Python literal (3, 0.1, True, None) becomes one.
+
+    Raises:
+        ValueError: a word is not of that form.
+
+    >>> parse_options(["epochs=5", "method=directpred"])
+    {'epochs': 5, 'method': 'directpred'}
+    """
+    values = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not (name and equals and text):
+            raise ValueError(f"option {option!r} is not of the form name=value")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return values

@@ -18,6 +18,8 @@ import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
+from . import __version__
+
 try:
     import fcntl
 except ImportError:  # Windows: no lock
@@ -173,8 +175,8 @@ def device_name(device) -> str:
 
 def provenance(device="cpu") -> dict:
     """Where a number comes from: commit, versions, device and time, for every result file."""
-    packages = ("dcopy", "torch", "torchvision", "numpy", "scikit-learn")
-    versions = {}
+    packages = ("torch", "torchvision", "numpy", "scikit-learn")
+    versions = {"dcopy": __version__}  # which need not be installed
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from dcopy.workflow.plan import ROOT
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with `cifar10-test.zip`, `cifar10-train-a.zip` and `imagenette128.zip`, where there is one."""
-    beside = Path(__file__).parents[2] / "shared" / "data"
+    beside = ROOT.parent / "shared" / "data"
     place = Path(os.environ.get("DCOPY_TEST_DATA", beside))
     if not (place / "imagenette128.zip").is_file():
         pytest.skip("real images not found; the environment variable DCOPY_TEST_DATA names their folder")
@@ -19,7 +21,7 @@ def real_data() -> Path:
 @pytest.fixture
 def eager_graphs(monkeypatch) -> list:
     """Stand-ins for CUDA graphs, as a list: a capture runs nothing, a replay fills the tensors captured."""
-    from dcopy import fast
+    from dcopy.training import graphs
 
     made = []
 
@@ -38,5 +40,5 @@ def eager_graphs(monkeypatch) -> list:
         graph = EagerGraph(function)
         return graph, graph.outputs
 
-    monkeypatch.setattr(fast, "capture", capture)
+    monkeypatch.setattr(graphs, "capture", capture)
     return made

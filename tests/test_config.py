@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 import dcopy
-from dcopy import presets
-from dcopy.config import METHODS, RECIPES, TrainConfig
+from dcopy.config import METHODS, RECIPES, TrainConfig, parse_options
 from dcopy.predictors import build_predictor
-from dcopy.presets import PRESETS, Preset, parse_options, with_options
+from dcopy.workflow import presets
+from dcopy.workflow.presets import PRESETS, Preset, with_options
 
 DATASETS = [*(name for name in RECIPES if name != "folder"), "folder:/data/birds"]
 
@@ -203,6 +203,8 @@ def test_public_names_exist_and_no_others():
 
 def test_planning_imports_nothing_heavy():
     heavy = {"torch", "numpy", "sklearn", "pandas", "matplotlib"}
-    code = f"import sys, dcopy, dcopy.presets; dcopy.TrainConfig(); print({heavy} & set(sys.modules))"
+    code = (
+        f"import sys, dcopy, dcopy.workflow.presets; dcopy.TrainConfig(); print({heavy} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

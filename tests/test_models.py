@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torchvision
-from tiny import tiny_config, tiny_views
+from helpers.tiny import tiny_config, tiny_views
 from torch import nn
 
 from dcopy.config import RECIPES, TrainConfig

@@ -9,11 +9,11 @@ import statistics
 from pathlib import Path
 
 import pytest
-import toy_project
+from helpers import toy_project
 from IPython.core.inputtransformer2 import TransformerManager
 
-from dcopy import plan
 from dcopy.config import REPOSITORY, TrainConfig
+from dcopy.workflow import plan
 
 NOTEBOOKS = sorted((plan.ROOT / "notebooks").glob("*.ipynb"))
 SETUP = f"""try:

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from dcopy import results
-
-ROOT = Path(__file__).parents[1]
+from dcopy.workflow.plan import ROOT
 
 
 def names(folder):

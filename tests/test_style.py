@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from dcopy.workflow.plan import ROOT
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=lambda words: words[0])

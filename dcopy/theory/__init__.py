@@ -4,7 +4,7 @@ Read `flow` for the model, `closed_forms` and `sample_forms` for what it predict
 `claims_*` modules for each prediction next to its measurement. Batched, float64, any device.
 """
 
-from dcopy.theory.claims_beyond import (
+from .claims_beyond import (
     alignment,
     correlated_noise,
     depth,
@@ -13,10 +13,10 @@ from dcopy.theory.claims_beyond import (
     learned_predictor,
     phase_diagrams,
 )
-from dcopy.theory.claims_dynamics import claim_6, claim_7, claim_8
-from dcopy.theory.claims_features import claim_1, claim_2, claim_3, claim_4, claim_5, random_basis
-from dcopy.theory.claims_samples import claim_9, claim_10, claim_11, imperfect_pretraining, two_variances
-from dcopy.theory.closed_forms import (
+from .claims_dynamics import claim_6, claim_7, claim_8
+from .claims_features import claim_1, claim_2, claim_3, claim_4, claim_5, random_basis
+from .claims_samples import claim_9, claim_10, claim_11, imperfect_pretraining, two_variances
+from .closed_forms import (
     critical_start,
     depth_threshold,
     ema_rate,
@@ -26,9 +26,9 @@ from dcopy.theory.closed_forms import (
     threshold,
     weight,
 )
-from dcopy.theory.downstream import labels_for_accuracy
-from dcopy.theory.evidence import Evidence, record, table
-from dcopy.theory.flow import (
+from .downstream import labels_for_accuracy
+from .evidence import Evidence, record, table
+from .flow import (
     correlation,
     deep,
     deep_feature,
@@ -39,9 +39,9 @@ from dcopy.theory.flow import (
     moments,
     set_predictor,
 )
-from dcopy.theory.sample_forms import excess_risk, finite_sample_error, labels_needed, sgd_ball
-from dcopy.theory.samples import least_squares_excess, polar, row_space, sample_views, sgd, sine_to
-from dcopy.theory.solver import edge, integrate, limit
+from .sample_forms import excess_risk, finite_sample_error, labels_needed, sgd_ball
+from .samples import least_squares_excess, polar, row_space, sample_views, sgd, sine_to
+from .solver import edge, integrate, limit
 
 __all__ = [
     "Evidence",

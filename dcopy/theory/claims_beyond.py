@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dcopy.theory import closed_forms as theory
-from dcopy.theory.claims_features import ALPHAS, cell_centres, random_basis
-from dcopy.theory.evidence import Evidence, exact, experiment
-from dcopy.theory.flow import correlation, deep_feature, descent, directset, feature, learned
-from dcopy.theory.sample_forms import check_step
-from dcopy.theory.solver import edge, integrate, limit, survives
+from . import closed_forms as theory
+from .claims_features import ALPHAS, cell_centres, random_basis
+from .evidence import Evidence, exact, experiment
+from .flow import correlation, deep_feature, descent, directset, feature, learned
+from .sample_forms import check_step
+from .solver import edge, integrate, limit, survives
 
 
 @experiment

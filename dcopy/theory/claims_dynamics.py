@@ -6,12 +6,12 @@ from functools import partial
 
 import torch
 
-from dcopy.theory import closed_forms as theory
-from dcopy.theory.claims_features import random_basis
-from dcopy.theory.evidence import Evidence, exact, experiment
-from dcopy.theory.flow import directset, feature
-from dcopy.theory.samples import row_space, sine_to
-from dcopy.theory.solver import edge, integrate, limit, survives
+from . import closed_forms as theory
+from .claims_features import random_basis
+from .evidence import Evidence, exact, experiment
+from .flow import directset, feature
+from .samples import row_space, sine_to
+from .solver import edge, integrate, limit, survives
 
 
 def _gaussian(*shape: int, seed: int, device) -> torch.Tensor:

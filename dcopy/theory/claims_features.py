@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dcopy.theory import closed_forms as theory
-from dcopy.theory.evidence import Evidence, exact, experiment
-from dcopy.theory.flow import directset, feature
-from dcopy.theory.solver import edge, integrate, limit, survives
+from . import closed_forms as theory
+from .evidence import Evidence, exact, experiment
+from .flow import directset, feature
+from .solver import edge, integrate, limit, survives
 
 ALPHAS = (0.5, 1.0, 2.0)  # DirectPred's power, DirectCopy's, and one beyond
 

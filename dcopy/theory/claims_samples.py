@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dcopy.theory import closed_forms as theory
-from dcopy.theory.claims_features import random_basis
-from dcopy.theory.evidence import Evidence, exact, experiment, statistical
-from dcopy.theory.flow import directset, moments
-from dcopy.theory.sample_forms import check_rank, excess_risk, finite_sample_error, labels_needed, sgd_ball
-from dcopy.theory.samples import crossing, least_squares_excess, polar, row_space, sample_views, sgd, slope
-from dcopy.theory.solver import integrate, limit
+from . import closed_forms as theory
+from .claims_features import random_basis
+from .evidence import Evidence, exact, experiment, statistical
+from .flow import directset, moments
+from .sample_forms import check_rank, excess_risk, finite_sample_error, labels_needed, sgd_ball
+from .samples import crossing, least_squares_excess, polar, row_space, sample_views, sgd, slope
+from .solver import integrate, limit
 
 SEARCH = (
     0.5,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dcopy.theory.samples import crossing
+from .samples import crossing
 
 
 def labels_for_accuracy(probes: list[dict], accuracy: float = 0.9) -> list[dict]:
@@ -13,7 +13,7 @@ def labels_for_accuracy(probes: list[dict], accuracy: float = 0.9) -> list[dict]
     Between two measured numbers of labels, the error rate is taken as a straight line in log-log.
 
     Args:
-        probes: contents of probe.json files, as `dcopy.evaluate.load_probes` returns them.
+        probes: contents of probe.json files, as `dcopy.evaluation.evaluate.load_probes` returns them.
         accuracy: in (0, 1).
 
     Returns:

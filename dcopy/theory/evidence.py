@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcopy import results
+from .. import results
 
 CONFIDENCE = 0.999  # of the intervals that statistical rows are held to: about 1 of 1000 fails by chance
 

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from dcopy.plotting import COLORS
-from dcopy.theory import closed_forms as theory
-from dcopy.theory.flow import feature
+from ..report.plotting import COLORS
+from . import closed_forms as theory
+from .flow import feature
 
 SLIDERS = {  # name: label, first, last, step, value
     "eta": ("η", 0.0, 0.3, 0.005, 0.2),

@@ -8,9 +8,9 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dcopy.plotting import COLORS
-from dcopy.theory import closed_forms as theory
-from dcopy.theory.claims_features import ALPHAS
+from ..report.plotting import COLORS
+from . import closed_forms as theory
+from .claims_features import ALPHAS
 
 ALPHA_COLORS = dict(
     zip(ALPHAS, (COLORS["directpred"], COLORS["directcopy"], COLORS["directset"]), strict=True)

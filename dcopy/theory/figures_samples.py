@@ -6,9 +6,9 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
-from dcopy.plotting import COLORS
-from dcopy.theory.evidence import interval
-from dcopy.theory.figures import shades
+from ..report.plotting import COLORS
+from .evidence import interval
+from .figures import shades
 
 
 def _mean_and_interval(draws) -> tuple:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dcopy.theory.closed_forms import Number, fixed_points
+from .closed_forms import Number, fixed_points
 
 
 def sgd_ball(

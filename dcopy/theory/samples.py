@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dcopy.theory.closed_forms import check
-from dcopy.theory.flow import correlation, descent
-from dcopy.theory.sample_forms import check_step
+from .closed_forms import check
+from .flow import correlation, descent
+from .sample_forms import check_step
 
 
 def sample_views(

@@ -1,0 +1,1 @@
+"""What a step of training takes, part by part: `python -m dcopy.bench`."""

@@ -1,0 +1,5 @@
+"""Data sets, folders of images, and the augmentation that makes views of them."""
+
+from .datasets import ImageData, check_images, describe, load
+
+__all__ = ["ImageData", "check_images", "describe", "load"]

@@ -1,0 +1,223 @@
+"""Evaluation of frozen encoders: features once, all probes on them, one probe.json for each.
+
+The protocol: representations before the projector, of clean images, from the last checkpoint, in
+eval mode; C is chosen on a held-out part of the training set, and the test set is read once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import results
+from ..config import TrainConfig
+from ..data import ImageData
+from ..training import checkpoint
+from ..training.runs import FrozenEncoder, Run
+from ..training.step import Trainer
+from .probes import C_GRID, LABELS_PER_CLASS, knn_probe, label_efficiency, linear_probe, reference_probe
+
+
+class RawPixels(nn.Module):
+    """The baseline without an encoder: the pixels themselves."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 -> (N, C H W) float32 in [0, 1]"""
+        return images.flatten(1).float() / 255
+
+
+def random_encoder(config: TrainConfig, channels: int) -> nn.Module:
+    """The baseline without training: the encoder that a run of this seed starts from."""
+    return FrozenEncoder(Trainer(config, channels).online.encoder, config)
+
+
+@torch.inference_mode()
+def extract_features(
+    encoder: nn.Module, images: Tensor, batch_size: int = 512, device: str | None = None
+) -> np.ndarray:
+    """Representations of clean images, in eval mode; no parameter or buffer of the encoder moves.
+
+    Args:
+        encoder: takes uint8 images, such as `Run.encoder`.
+        images: (N, C, H, W) uint8.
+        batch_size: images in one forward pass.
+        device: default a GPU where there is one.
+
+    Returns:
+        (N, d) float32.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    if len(images) == 0:
+        raise ValueError("there are no images to extract features from")
+    device = device or results.default_device()
+    encoder = encoder.to(device).eval()
+    parts = [encoder(batch.to(device)).float().cpu() for batch in images.split(batch_size)]
+    return torch.cat(parts).numpy()
+
+
+def cached_features(encoder: nn.Module, images: Tensor, folder: str | Path | None) -> np.ndarray:
+    """`extract_features`, kept in `folder` under the fingerprints of encoder and images.
+
+    Other weights or other images have another name, so a stale file is never read. None: no cache.
+    """
+    if folder is None:
+        return extract_features(encoder, images)
+    pixels = hashlib.sha256(images.contiguous().numpy()).hexdigest()[:16]
+    path = Path(folder) / f"features-{checkpoint.fingerprint(encoder)}-{pixels}.npy"
+    if not path.exists():
+        features = extract_features(encoder, images)
+        with results.atomic(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, features, allow_pickle=False)
+    return np.load(path, allow_pickle=False)
+
+
+def protocol(images: ImageData, draws: int = 20, k: int = 200) -> dict:
+    """What a probe's numbers depend on besides the encoder; two probes with equal ones compare.
+
+    Numbers of labels that the smallest class does not have are left out.
+    """
+    smallest = int(images.train_labels.bincount(minlength=len(images.classes)).min())
+    return {
+        "draws": draws,
+        "k": k,
+        "C_grid": list(C_GRID),
+        "labels_per_class": [n for n in LABELS_PER_CLASS if n == "all" or n <= smallest],
+        "train": len(images.train),
+        "test": len(images.test),
+        "classes": len(images.classes),
+    }
+
+
+def evaluate(
+    encoder: nn.Module,
+    images: ImageData,
+    *,
+    draws: int = 20,
+    k: int = 200,
+    cache: str | Path | None = None,
+) -> dict:
+    """All probes of one encoder, from features that are extracted once.
+
+    Args:
+        encoder: takes uint8 images.
+        images: its train split fits the probes, its test split is read once.
+        draws: random choices of the labelled images in `label_efficiency`.
+        k: neighbours in `knn_probe`.
+        cache: folder in which to keep the features.
+
+    Returns:
+        linear (see `linear_probe`), knn (accuracy), label_efficiency, reference (see
+        `reference_probe`), feature_dim, encoder_fingerprint, protocol, seconds.
+
+    Raises:
+        ValueError: the data set has no labelled training images or no test images.
+    """
+    for split, part in (("train", images.train), ("test", images.test)):
+        if len(part) == 0:
+            raise ValueError(f"{images.name} has no labelled {split} images; a probe needs {split}/<class>/*")
+    start, settings = time.perf_counter(), protocol(images, draws, k)
+    train_y, test_y = images.train_labels.numpy(), images.test_labels.numpy()
+    train_x = cached_features(encoder, images.train, cache)
+    test_x = cached_features(encoder, images.test, cache)
+    features = (train_x, train_y, test_x, test_y)
+    return {
+        "linear": linear_probe(*features),
+        "knn": knn_probe(*features, k=k),
+        "label_efficiency": label_efficiency(
+            *features, labels_per_class=settings["labels_per_class"], draws=draws
+        ),
+        "reference": reference_probe(*features),
+        "feature_dim": train_x.shape[1],
+        "encoder_fingerprint": checkpoint.fingerprint(encoder),
+        "protocol": settings,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def probe_runs(finished: list[Run], images: ImageData, run_dir: str | Path, **options) -> list[dict]:
+    """Probe finished runs and their baselines, raw pixels and the encoder before training.
+
+    Writes `run_dir/NAME/probe.json` for each. A baseline that another call has probed already, with
+    the same weights and options, is read instead.
+
+    Args:
+        finished: runs on the same data.
+        images: of that data set.
+        run_dir: folder of run folders.
+        options: of `evaluate`.
+
+    Returns:
+        The probes as `load_probes` gives them: raw pixels first, then each run after its baseline.
+    """
+    config = finished[0].config
+    pixels = {"name": f"{config.dataset_name}-pixels", "label": "raw pixels", "method": "pixels", "seed": 0}
+    probes = [_probe(pixels, RawPixels(), config, images, run_dir, options)]
+    for run in finished:
+        seed, untrained = run.config.seed, random_encoder(run.config, images.train.shape[1])
+        name = f"{config.dataset_name}-random-seed{seed}-{checkpoint.fingerprint(untrained)[:6]}"
+        untrained_record = {"name": name, "label": "random encoder", "method": "random", "seed": seed}
+        probes.append(_probe(untrained_record, untrained, config, images, run_dir, options))
+        record = {
+            "name": run.config.name,
+            "label": run.config.label,
+            "method": run.config.method,
+            "seed": seed,
+        }
+        record["baselines"] = [pixels["name"], name]
+        probes.append(_probe(record, run.encoder, config, images, run_dir, options))
+    return probes
+
+
+def _probe(record, encoder, config, images, run_dir, options) -> dict:
+    path = Path(run_dir) / record["name"] / "probe.json"
+    fingerprint = checkpoint.fingerprint(encoder)
+    if path.exists():
+        known = results.read_json(path)
+        settings = {name: options[name] for name in ("draws", "k") if name in options}
+        if known["encoder_fingerprint"] == fingerprint and known["protocol"] == protocol(images, **settings):
+            return known
+    probe = {
+        **record,
+        "dataset": config.dataset,
+        **evaluate(encoder, images, **options),
+        **results.provenance(),
+    }
+    results.write_json(path, probe)
+    return probe
+
+
+def load_probes(results_dir: str | Path, runs: list[str] | None = None) -> list[dict]:
+    """What notebook 04 wrote, in `results_dir/runs/*/probe.json`: of these runs and their baselines, or all.
+
+    Each has name, label, method, dataset, seed, baselines (names) and the keys of `evaluate`. The
+    baselines are of method "pixels" or "random".
+    """
+    found = (results.read_json(path) for path in sorted(Path(results_dir).glob("runs/*/probe.json")))
+    probes = {probe["name"]: probe for probe in found}
+    if runs:
+        own = [probes[name] for name in runs if name in probes]
+        names = {name for probe in own for name in (probe["name"], *probe["baselines"])}
+        probes = {name: probe for name, probe in probes.items() if name in names}
+    return list(probes.values())
+
+
+def load_results(results_dir: str | Path, runs: list[str] | None = None) -> tuple[list[dict], list[dict]]:
+    """The contents of result.json and of probe.json of these runs, or of all.
+
+    Raises:
+        ValueError: there is no run, or none was probed.
+    """
+    folder = Path(results_dir)
+    names = runs or sorted(path.parent.name for path in folder.glob("runs/*/result.json"))
+    outcomes = [results.read_json(folder / "runs" / name / "result.json") for name in names]
+    probes = load_probes(folder, names)
+    if not (outcomes and probes):
+        raise ValueError(f"{folder} holds no probed runs; `bash run_all.sh {folder.name}` makes them")
+    return outcomes, probes

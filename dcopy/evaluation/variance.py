@@ -1,0 +1,94 @@
+"""Which directions of the projections survive: those that augmentation leaves alone?
+
+In the linear theory weight decay drops feature j when its variance under augmentation, sigma_j^2 in
+units of its variance over images, lies above a threshold. This measures both variances along the
+eigenvectors of F of a trained network.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..data import augment
+from ..models import Network
+from ..results import default_device
+from ..training import checkpoint
+from ..training.step import derive_seed
+
+
+def load_network(folder: str | Path) -> tuple[Network, Tensor, TrainConfig]:
+    """The trained online network of a run in eval mode, its F (D, D), and its configuration."""
+    tensors, header = checkpoint.read(Path(folder) / checkpoint.NEWEST)
+    config = TrainConfig.from_dict(header["config"])
+    network = Network(config, header["channels"])
+    network.load_state_dict(checkpoint.part(tensors, "online"), strict=True)
+    return network.eval(), tensors["predictor.F"], config
+
+
+@torch.inference_mode()
+def variances(
+    folder: str | Path, images: Tensor, views: int = 16, device: str | None = None
+) -> dict[str, list[float]]:
+    """Variance over images and under augmentation along each eigenvector u of F.
+
+    With z the projection of a random view of image x: over images Var_x E[u.z | x], under
+    augmentation E_x Var[u.z | x]; both unbiased for a finite number of views.
+
+    Args:
+        folder: of a finished run.
+        images: (N, C, H, W) uint8.
+        views: random views of each image, at least 2.
+        device: default a GPU where there is one.
+
+    Returns:
+        Lists of D numbers, by eigenvalue from large to small: eigenvalue, image, augmentation, and
+        sigma2 = augmentation / image (infinite values as None).
+    """
+    network, F, config = load_network(folder)
+    augmentation = augment.build(config.recipe.augmentation, config.image_size)
+    device = device or default_device()
+    generator = torch.Generator(device).manual_seed(derive_seed(config.seed, "variance"))
+    network, batches = network.to(device), images.to(device).split(1000)
+
+    def project() -> Tensor:  # a view of each image: (N, D)
+        return torch.cat([network(augmentation(batch, generator)) for batch in batches])
+
+    z = torch.stack([project() for _ in range(views)]).cpu().double()  # (V, N, D)
+    eigenvalues, U = torch.linalg.eigh(F.double())
+    along = z @ U.flip(1)  # (V, N, D), largest eigenvalue first
+    under = along.var(dim=0).mean(dim=0)  # (D,)
+    over = (along.mean(dim=0).var(dim=0) - under / views).clamp(min=0)  # (D,)
+    ratio = under / over
+    return {
+        "eigenvalue": eigenvalues.flip(0).clamp(min=0).tolist(),
+        "image": over.tolist(),
+        "augmentation": under.tolist(),
+        "sigma2": [value if value < float("inf") else None for value in ratio.tolist()],
+    }
+
+
+def summarize(record: dict[str, list[float]], share: float = 0.01) -> dict[str, float]:
+    """Does the spectrum prefer low variance? Survivors hold at least `share` of the trace of F.
+
+    Returns:
+        survivors: their number; sigma2_survivors and sigma2_dropped: medians of sigma2 (None where
+        there is none); rank_correlation: Spearman's, of eigenvalue and sigma2 over all directions.
+    """
+    eigenvalue = torch.tensor(record["eigenvalue"])
+    sigma2 = torch.tensor([float("inf") if value is None else value for value in record["sigma2"]])
+    survives = eigenvalue >= share * eigenvalue.sum()
+
+    def median(values: Tensor) -> float | None:
+        return values.median().item() if len(values) and values.median() < float("inf") else None
+
+    ranks = torch.stack([values.argsort().argsort().double() for values in (eigenvalue, sigma2)])
+    return {
+        "survivors": int(survives.sum()),
+        "sigma2_survivors": median(sigma2[survives]),
+        "sigma2_dropped": median(sigma2[~survives]),
+        "rank_correlation": torch.corrcoef(ranks)[0, 1].item(),
+    }

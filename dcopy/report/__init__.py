@@ -1,0 +1,1 @@
+"""Tables, figures and prose, from result files alone."""

@@ -1,0 +1,192 @@
+"""From the runs of the ablations preset to frames and to one sentence per finding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from ..config import TrainConfig
+from ..evaluation.variance import summarize
+from ..workflow.presets import ABLATIONS
+
+FIELDS = sorted({field for variants in ABLATIONS.values() for variant in variants for field in variant})
+
+TITLES = {  # in words, for figures and sentences
+    "eps": "ε and the scale of F",
+    "rho": "ρ, the memory of F",
+    "alpha": "α, the power of F",
+    "weight_decay": "weight decay η",
+    "ema": "momentum of the target",
+    "batchnorm": "BatchNorm statistics",
+    "target_start": "start of the target",
+    "freq": "steps between two settings of W_p",
+    "linear": "learned linear predictor: EMA, bias, symmetry",
+    "precision": "precision of the networks",
+}
+
+
+def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
+    """One row a run: its configuration, health and accuracies in percent.
+
+    Args:
+        outcomes: contents of result.json files.
+        probes: contents of probe.json files; runs without one are left out.
+    """
+    by_name = {probe["name"]: probe for probe in probes}
+    rows = []
+    for outcome in outcomes:
+        if outcome["name"] in by_name:
+            probe, health = by_name[outcome["name"]], outcome["metrics"]
+            points = {p["labels_per_class"]: 100 * p["accuracy_mean"] for p in probe["label_efficiency"]}
+            rows.append(
+                {
+                    **outcome["config"],
+                    "name": outcome["name"],
+                    "one_label": points[1],
+                    "all_labels": 100 * probe["linear"]["accuracy"],
+                    "effective_rank": health["effective_rank"],
+                    "projection_std": health["projection_std"],
+                    "verdict": health["verdict"],
+                    "spectrum": health["spectrum"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def select(frame: pd.DataFrame, ablation: str) -> pd.DataFrame:
+    """The rows of one ablation, in its order, with a column `setting`; empty where none was run."""
+    shared = {"precision": frame["precision"].mode()[0]}  # of all but the ablation of precision itself
+    configs = [TrainConfig(**shared | variant) for variant in ABLATIONS[ablation]]
+    wanted = {configuration(config.to_dict()) for config in configs}
+    chosen = frame[[configuration(row) in wanted for _, row in frame.iterrows()]]
+    order = [configuration(config.to_dict()) for config in configs]
+    place = [order.index(configuration(row)) for _, row in chosen.iterrows()]
+    chosen = chosen.assign(place=place, setting=[_setting(ablation, row) for _, row in chosen.iterrows()])
+    return chosen.sort_values(["place", "seed"]).drop(columns="place")
+
+
+def configuration(values) -> tuple:
+    """The fields that some ablation varies, of a configuration or a row of the frame."""
+    found = (values[field] for field in FIELDS)
+    return tuple(None if value != value else value for value in found)  # a frame has NaN for None
+
+
+def _setting(ablation: str, row: pd.Series) -> str:
+    """What sets a run apart within its ablation, for an axis or a sentence."""
+    if ablation == "eps":
+        return f"ε = {row['eps']:g}, scale {row['normalize']}"
+    if ablation == "linear":
+        target = "EMA" if row["ema"] > 0 else "no EMA"
+        bias = "bias" if row["predictor_bias"] else "no bias"
+        return f"{target}, {'symmetric' if row['predictor_symmetric'] else 'regular'}, {bias}"
+    return short(row[ablation])
+
+
+def short(value: str | float) -> str:
+    """A setting for an axis or a sentence.
+
+    >>> short(0.00004), short(0.3), short("copy")
+    ('4e-5', '0.3', 'copy')
+    """
+    return value if isinstance(value, str) else f"{value:g}".replace("e-0", "e-")
+
+
+def finding(frame: pd.DataFrame, ablation: str) -> dict:
+    """One sentence about an ablation, computed from its runs: best, worst, and is it more than noise?
+
+    The difference is paired: the same seeds, hence the same noise, in both settings. A seed that lacks
+    a setting is left out. It is called clear where `range_test` gives less than 0.05.
+    """
+    chosen = select(frame, ablation)
+    table = chosen.pivot_table(index="seed", columns="setting", values="one_label", sort=False).dropna()
+    if table.shape[1] < 2 or table.empty:
+        return {"ablation": ablation, "sentence": f"{TITLES[ablation]}: not run."}
+    means = table.mean()
+    best, worst = means.idxmax(), means.idxmin()
+    gap = table[best] - table[worst]
+    difference, error, n = float(gap.mean()), float(gap.sem()), len(gap)
+    found = {"best": best, "worst": worst, "difference": round(difference, 3), "n": n}
+    sentence = (
+        f"{TITLES[ablation]}: best {best} ({means[best]:.1f} %), worst {worst} ({means[worst]:.1f} %); "
+    )
+    if n > 1:
+        p = range_test(table)
+        clear = p < 0.05
+        found |= {"standard_error": round(error, 3), "p": float(f"{p:.2g}"), "clear": clear}
+        sentence += (
+            f"the difference of {difference:.1f} ± {error:.1f} points (paired, n = {n}, "
+            f"p {f'= {p:.2g}' if p >= 0.001 else '< 0.001'}) is {'clear' if clear else 'within the noise'}"
+        )
+    else:
+        sentence += f"one seed cannot tell the difference of {difference:.1f} points from noise"
+    unwell = chosen[chosen["verdict"] != "healthy"]["setting"].unique().tolist()
+    if len(unwell) == len(means):
+        sentence += "; no setting is healthy in every seed."
+    else:
+        sentence += f"; not healthy in some seed: {'; '.join(unwell)}." if unwell else "; all runs healthy."
+    return {"ablation": ablation, "sentence": sentence, **found}
+
+
+def range_test(table: pd.DataFrame) -> float:
+    """How often chance alone would set best and worst of these settings as far apart: a p-value.
+
+    Tukey's test of the studentized range, which allows for both having been picked among all settings;
+    the seeds are blocks of a two-way layout. It assumes the same noise in every setting.
+
+    Args:
+        table: a row a seed, at least two, and a column a setting, at least two.
+    """
+    from scipy.stats import studentized_range  # a dependency of scikit-learn
+
+    n, k = table.shape
+    values = table.to_numpy()
+    means = values.mean(axis=0)  # (k,)
+    residuals = values - means - values.mean(axis=1, keepdims=True) + values.mean()  # (n, k)
+    degrees = (n - 1) * (k - 1)
+    error = ((residuals**2).sum() / degrees / n) ** 0.5  # of a setting's mean
+    return float(studentized_range.sf(np.ptp(means) / max(error, 1e-9), k, degrees))
+
+
+def symmetry_finding(frame: pd.DataFrame) -> str:
+    """Tables 3 and 5 of Tian et al., without EMA: is a symmetric learned W_p worse than a regular one?"""
+    chosen = select(frame, "linear")
+    chosen = chosen[chosen["ema"] == 0]
+    if chosen["predictor_symmetric"].nunique() < 2:
+        return "Symmetry without EMA: not run."
+    table = chosen.pivot_table(
+        index=["seed", "predictor_bias"], columns="predictor_symmetric", values="one_label"
+    )
+    gap = table[True] - table[False]
+    told = "as they find" if gap.mean() < 0 else "the reverse of what they find on STL-10"
+    return (
+        f"Without EMA, symmetric minus regular: {gap.mean():.1f} ± {gap.sem():.1f} points (paired, "
+        f"n = {len(gap)}), {told}."
+    )
+
+
+def variance_summary(decay: pd.DataFrame, records: dict[str, dict]) -> pd.DataFrame:
+    """`variance.summarize` of every run of the weight-decay ablation, mean over seeds, a row a setting."""
+    rows = [
+        {"weight decay": row["setting"], **summarize(records[row["name"]])} for _, row in decay.iterrows()
+    ]
+    means = pd.DataFrame(rows).astype({"weight decay": str}).groupby("weight decay", sort=False).mean()
+    return means.round(3).reset_index()
+
+
+def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> dict:
+    """Whether eigenvalue and variance under augmentation are ordered as the theory says, in one sentence.
+
+    The theory's sign of the rank correlation is negative: the more variance, the smaller the eigenvalue.
+    """
+    found = {"ablation": "surviving directions"}
+    if decay.empty:
+        return found | {"sentence": "Surviving directions: not run."}
+    summaries = [summarize(records[name]) for name in decay["name"]]
+    correlations = pd.Series([summary["rank_correlation"] for summary in summaries])
+    agree = int((correlations < 0).sum())
+    sentence = (
+        f"Surviving directions: rank correlation of eigenvalue and σ² {correlations.mean():.2f} on average, "
+        f"from {correlations.min():.2f} to {correlations.max():.2f}; {agree} of {len(correlations)} runs "
+        "have the theory's sign (negative)."
+    )
+    return found | {"sentence": sentence, "rank_correlations": correlations.round(3).tolist()}

@@ -1,0 +1,235 @@
+"""What others have published, and our own runs beside it: Table 1 of the paper, and ImageNet.
+
+A number that was recalled, not read in its source, carries a dagger wherever it is shown.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from .. import results
+from ..config import TrainConfig, require
+from .tables import PEEKS, PEEKS_NOTE, UNCONVERGED, unconverged_notes
+
+DATASETS = {"stl10": "STL-10", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+EPOCHS = (100, 300, 500)
+IMAGENET = ("batch 256 SGD one-sided", "batch 4096 LARS symmetric")  # settings of Tian et al., Table 9
+FREE = ("dataset", "method", "epochs", "freq", "seed", "precision", "target_start")  # all else: defaults
+RECALLED = "†"
+NOT_RUN = "not run"
+
+# Which number of published.csv belongs in a cell of Table 1: NOTES has the rule.
+SOURCES = ("Wang et al.", "Tian et al.", "Höppe et al.")
+_SETTINGS = ("", "rho=0.3 eps=0.1 EMA", "EMA")
+LISTED = {  # label of our runs: method and setting in published.csv, the first goes before the others
+    "DirectCopy": [("DirectCopy", "")],
+    "DirectPred": [("DirectPred", setting) for setting in _SETTINGS],
+    "DirectPred (freq=5)": [("DirectPred (freq=5)", setting) for setting in _SETTINGS],
+    "SGD linear predictor": [("SGD linear predictor", setting) for setting in _SETTINGS],
+    "BYOL 2-layer predictor": [
+        ("SGD two-layer predictor", "EMA; regular, bias; weight decay 4e-4"),
+        ("BYOL 2-layer predictor", "EMA; regular"),
+    ],
+}
+
+DAGGER = f"{RECALLED} recalled, not checked against a copy of the publication; no claim rests on it."
+NOTES = (  # below Table 1
+    "Linear probe, test accuracy in percent, mean ± standard deviation over seeds; n: seeds of our runs; "
+    "difference: ours minus published, in points.",
+    DAGGER,
+    "Where several sources list a number, one that was read in its source goes before one that was "
+    "recalled, then the DirectCopy paper (Wang et al., arXiv 2110.04947), the DirectPred paper (Tian et "
+    "al., arXiv 2102.06810), its replication (Höppe et al., doi 10.5281/zenodo.6574659, one seed). "
+    "T8 is Table 8 there.",
+    "The probe of here differs. sklearn: scikit-learn's logistic regression on the last checkpoint, C chosen "
+    "on held-out training images, the test set read once. Published, as far as the reference code shows: "
+    "the best test accuracy over 50 epochs of a linear layer.",
+    f"here, {PEEKS_NOTE} The difference like for like is that to the published number: alike in the probe, "
+    "not in what else the protocol names.",
+    "The target differs where the protocol says copy: ours starts as a copy of the online network, that "
+    "of the reference code with random weights of its own.",
+    "The precision differs where the protocol says bf16: autocast except for correlation, predictor and "
+    "loss; the reference code computes in float32.",
+)
+
+
+def read(path: str | Path | None = None) -> list[dict]:
+    """The published numbers, with `recalled` (from the provenance) and `origin`, short for source and table.
+
+    Args:
+        path: default results/reference/published.csv in the project.
+
+    Raises:
+        ValueError: the file is not there.
+    """
+    path = Path(path or results.resolve("results/reference/published.csv"))
+    require("path", str(path), path.is_file(), "a file of published numbers, as the repository has one")
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["epochs"], row["value"] = int(row["epochs"]), float(row["value"])
+        row["std"] = float(row["std"]) if row["std"] else None
+        row["recalled"] = not row["provenance"].startswith("read ")
+        row["publication"] = row["source"].split(" 20")[0]
+        row["origin"] = f"{row['publication']}, T{row['table']}"
+    return rows
+
+
+def choose(published: list[dict], dataset: str, epochs: int, label: str) -> dict | None:
+    """The published number for a cell of Table 1, by the rule in NOTES, or None."""
+
+    def rank(row):
+        setting = LISTED[label].index((row["method"], row["setting"]))
+        return row["recalled"], SOURCES.index(row["publication"]), setting
+
+    cell = (dataset, epochs, "linear top-1 %")
+    here = [row for row in published if (row["dataset"], row["epochs"], row["metric"]) == cell]
+    here = [row for row in here if row["publication"] in SOURCES]
+    return min((r for r in here if (r["method"], r["setting"]) in LISTED[label]), key=rank, default=None)
+
+
+def own_runs(folders: Iterable[str | Path]) -> dict[str, tuple[TrainConfig, dict, dict]]:
+    """Configuration, result.json and probe.json of every probed run of the protocol, by name.
+
+    That is: on one of DATASETS, for one of EPOCHS, of a method in LISTED, all else at its default
+    but for precision and the target's start, which Table 1 names.
+
+    Args:
+        folders: those of presets, such as results/*; one named smoke is left out.
+    """
+    found = {}
+    for folder in map(Path, folders):
+        for path in sorted(folder.glob("runs/*/result.json")) if folder.name != "smoke" else ():
+            probe = path.with_name("probe.json")
+            if not path.parent.name.startswith(tuple(DATASETS)) or not probe.is_file():
+                continue
+            result = results.read_json(path)
+            config = TrainConfig.from_dict(result["config"])
+            if config.epochs not in EPOCHS or config.label not in LISTED:
+                continue
+            if config == TrainConfig(**{name: getattr(config, name) for name in FREE}):
+                found[config.name] = (config, result, results.read_json(probe))
+    return found
+
+
+def table1(published: list[dict], runs: dict[str, tuple]) -> list[dict]:
+    """Table 1 in numbers, from `read` and `own_runs`: a row a cell, or one a protocol that ours ran with."""
+    rows = []
+    for dataset, epochs, label in itertools.product(DATASETS, EPOCHS, LISTED):
+        listed = choose(published, dataset, epochs, label)
+        ours: dict[str | None, list[dict]] = {}  # probes by protocol
+        for config, _, probe in runs.values():
+            if (config.dataset, config.epochs, config.label) == (dataset, epochs, label):
+                protocol = f"sklearn, {config.precision}, {config.target_start}"
+                ours.setdefault(protocol, []).append(probe)
+        if listed and not ours:
+            ours[None] = []
+        cell = {"data": DATASETS[dataset], "epochs": epochs, "method": label}
+        for protocol in sorted(ours, key=str):
+            rows.append(cell | _compare(listed, ours[protocol]) | {"protocol": protocol})
+    return rows
+
+
+def _compare(listed: dict | None, probes: list[dict]) -> dict:
+    """The columns of Table 1 that are numbers, and where they are from; None where there is none."""
+    listed = listed or dict.fromkeys(("value", "std", "origin", "provenance", "recalled"))
+    linear = [probe["linear"] for probe in probes]
+    here, std = _mean_std([100 * probe["accuracy"] for probe in linear])
+    peeking, peeking_std = _mean_std([100 * probe["reference"]["best"] for probe in probes])
+    both = listed["value"] is not None and probes
+    return {
+        "published": listed["value"],
+        "published_std": listed["std"],
+        "source": listed["origin"],
+        "provenance": listed["provenance"],
+        "recalled": listed["recalled"],
+        "here": here,
+        "here_std": std,
+        "here_peeking": peeking,
+        "here_peeking_std": peeking_std,
+        "n": len(probes),
+        "not_converged": sum(not probe["converged"] for probe in linear),
+        "difference": here - listed["value"] if both else None,
+        "difference_peeking": peeking - listed["value"] if both else None,
+    }
+
+
+def _mean_std(values: list[float]) -> tuple[float | None, float | None]:
+    series = pd.Series(values, dtype=float)
+    return series.mean() if values else None, series.std() if len(values) > 1 else None
+
+
+def notes(rows: list[dict]) -> list[str]:
+    """What must be said below the rows of `table1`."""
+    return [*NOTES, *unconverged(rows)]
+
+
+def unconverged(rows: list[dict]) -> list[str]:
+    missed = [
+        f"{row['data']}, {row['epochs']} epochs, {row['method']}, {row['protocol']}: "
+        f"{row['not_converged']} of {row['n']}"
+        for row in rows
+        if row["not_converged"]
+    ]
+    return unconverged_notes(missed)
+
+
+def shown(rows: list[dict]) -> pd.DataFrame:
+    """The rows of `table1` as a reader sees them."""
+    return pd.DataFrame(
+        {
+            **{name: row[name] for name in ("data", "epochs", "method")},
+            "published": with_std(row["published"], row["published_std"], row["recalled"]) or "—",
+            "source": row["source"] or "—",
+            "here": our_number(row),
+            f"here, {PEEKS}": with_std(row["here_peeking"], row["here_peeking_std"]) or NOT_RUN,
+            "n": row["n"] or "—",
+            "difference": _signed(row["difference"], row["recalled"]),
+            "difference, like for like": _signed(row["difference_peeking"], row["recalled"]),
+            "protocol": row["protocol"] or "—",
+        }
+        for row in rows
+    )
+
+
+def our_number(row: dict) -> str:
+    """Our number in a row of `table1`, marked where a probe did not converge."""
+    return (with_std(row["here"], row["here_std"]) or NOT_RUN) + UNCONVERGED * bool(row["not_converged"])
+
+
+def _signed(difference: float | None, recalled: bool | None) -> str:
+    if difference is None:
+        return "—"
+    return f"{difference:+.2f}".replace("-", "−") + RECALLED * bool(recalled)
+
+
+def with_std(value: float | None, std: float | None, recalled: bool | None = False) -> str:
+    """
+    >>> with_std(77.83, 0.56, recalled=True), with_std(84.2, None), with_std(None, None)
+    ('77.83 ± 0.56†', '84.2', '')
+    """
+    if value is None:
+        return ""
+    text = f"{value:.1f}" if std is None else f"{value:.2f} ± {std:.2f}"
+    return text + RECALLED * bool(recalled)
+
+
+def imagenet(published: list[dict]) -> tuple[list[dict], list[str]]:
+    """Rows and notes: ResNet-50 in the settings of Tian et al., Table 9; of ours none has been run."""
+    rows: dict[tuple, dict] = {}  # by setting and method
+    for row in published:
+        if row["dataset"] == "imagenet" and row["setting"] in IMAGENET:
+            cell = {"setting": row["setting"], "epochs": row["epochs"], "method": row["method"]}
+            cell |= {"top-1": "—", "top-5": "—", "source": row["origin"], "here": NOT_RUN}
+            metric = row["metric"].removeprefix("linear ").removesuffix(" %")
+            cell = rows.setdefault((row["setting"], row["method"]), cell)
+            cell[metric] = with_std(row["value"], row["std"], row["recalled"])
+    missing = ", ".join(label for label in LISTED if label not in {method for _, method in rows})
+    notes = ["Linear probe, accuracy in percent, as published; T9 is Table 9 of arXiv 2102.06810."]
+    notes += [f"published.csv lists no number for {missing}."] * bool(missing)
+    return sorted(rows.values(), key=lambda row: IMAGENET.index(row["setting"])), notes

@@ -1,0 +1,258 @@
+"""Writes the generated parts of README.md from result files: `python -m dcopy.report.readme`.
+
+A part lies between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. What has no file yet is "not run".
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import results
+from ..config import REPOSITORY
+from ..workflow import plan, presets
+from ..workflow.preset import clock
+from . import comparison, published
+
+SHOWN = ("quick", "cifar10-small", "ablations")  # presets with a part of their own
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row of the first table, and which numbers of which file stand behind it."""
+
+    statement: str
+    notebook: str
+    paper: str = "—"  # where it was made before
+    theory: tuple[int, ...] = ()  # claims in theory/claims.csv
+    column: str = ""  # of tables/methods.csv
+    methods: tuple[str, ...] = ()  # rows of it
+
+
+CLAIMS = (
+    Claim(
+        "Weight decay η is a threshold: a feature of variance σ² under augmentation survives only if "
+        "η < 1/(4(1 + σ²))",
+        "01_linear_theory",
+        "abstract",
+        theory=(1, 2, 4),
+    ),
+    Claim(
+        "DirectSet(α) learns a multiple of the projection onto what augmentation leaves alone",
+        "01_linear_theory",
+        "Theorem 1",
+        theory=(3,),
+    ),
+    Claim(
+        "With q₋ < ε < q₊ DirectCopy escapes from any small start, and nuisance features still die",
+        "01_linear_theory",
+        theory=(5,),
+    ),
+    Claim(
+        "Without predictor or stop-gradient it collapses",
+        "01_linear_theory",
+        "Tian et al., Theorem 2",
+        theory=(6,),
+    ),
+    Claim(
+        "What EMA, random starts, finite data, SGD and depth change",
+        "01_linear_theory",
+        theory=(7, 8, 9, 11, 12),
+    ),
+    Claim(
+        "The labels needed grow with the rank of the projection, not with the dimension of the data",
+        "02_sample_complexity",
+        "abstract",
+        theory=(10,),
+    ),
+    Claim(
+        "Digits: collapse without a predictor, and none with DirectCopy, seen without labels",
+        "03_pretrain",
+        column="health (no labels used)",
+        methods=("DirectCopy", "no predictor"),
+    ),
+    Claim(
+        "Digits, accuracy in % on one label a class: DirectCopy needs no eigendecomposition to keep up",
+        "04_linear_probe",
+        "abstract",
+        column="1 a class",
+        methods=("DirectCopy", "DirectPred", "raw pixels", "random encoder"),
+    ),
+)
+
+
+def fill(text: str, root: Path) -> str:
+    """README.md with its generated parts made anew from the files under `root`.
+
+    Raises:
+        ValueError: a part is not there exactly once.
+    """
+    for name, content in {"results": results_part(root / "results"), "presets": presets_part()}.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"README.md needs one {begin} and one {end}")
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def presets_part() -> str:
+    return _table({"preset": f"`{name}`", "what": preset.summary} for name, preset in presets.PRESETS.items())
+
+
+def results_part(folder: Path) -> str:
+    """Claims, the runs that all of it is from, and a table or list for each kind of result."""
+    quick, small = folder / "quick", folder / "cifar10-small"
+    parts = [
+        _table(_claim(claim, quick) for claim in CLAIMS),
+        origin(folder),
+        _methods(quick) or "The quick preset: not run.",
+        _methods(small) or "cifar10-small: not run.",
+        *_folded("Table 1 of the paper, published and here", _table1(folder)),
+        *_findings(folder),
+        *_lightly(folder),
+        *_speed(folder),
+    ]
+    return "\n\n".join(parts)
+
+
+def origin(folder: Path) -> str:
+    """One line for each preset on the runs behind its numbers; other runs make another line."""
+    lines = []
+    shown = (path for path in folder.glob("*") if path.name in SHOWN or published.own_runs([path]))
+    for preset in sorted(shown):
+        outcomes = [results.read_json(path) for path in preset.glob("runs/*/result.json")]
+        if outcomes:
+            probes = [results.read_json(path) for path in preset.glob("runs/*/probe.json")]
+            last = max(record["finished"] for record in (*outcomes, *probes))
+            lines.append(
+                f"- `{preset.name}`: {len(outcomes)} runs of commit {_all(outcomes, 'commit')} on "
+                f"{_all(outcomes, 'device')}, probed by {_all(probes, 'commit')}; the last file is of {last}."
+            )
+    return "\n".join(["The numbers are from:", "", *lines] if lines else ["No run has finished yet."])
+
+
+def _all(records: list[dict], key: str) -> str:
+    return ", ".join(sorted({record[key] for record in records})) or "nothing"
+
+
+def _methods(preset: Path) -> str:
+    path = preset / "tables" / "methods.md"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
+def _folded(title: str, parts: list[str]) -> list[str]:
+    """Parts that a reader opens."""
+    return [f"<details>\n<summary>{title}</summary>", *parts, "</details>"]
+
+
+def _table1(folder: Path) -> list[str]:
+    rows = published.table1(
+        published.read(folder / "reference" / "published.csv"), published.own_runs(sorted(folder.glob("*")))
+    )
+    text = (
+        "Each cell published / here: test accuracy in percent of a linear probe, mean ± standard deviation "
+        "over seeds. In brackets the same runs under the published probe, best of 50 epochs, which peeks at "
+        "the test set: no result, only to compare. Ours differ in the probe and, where notebook 05 says so, "
+        f"in the target's start (a copy) and the precision (bf16); sources are there, too. {published.DAGGER}"
+    )
+    return [text, *published.unconverged(rows), _table(_across(rows))]
+
+
+def _findings(folder: Path) -> list[str]:
+    path = folder / "ablations" / "tables" / "findings.json"
+    if not path.exists():
+        return ["Ablations: not run."]
+    sentences = "\n".join(f"- {finding['sentence']}" for finding in results.read_json(path))
+    return _folded("Ablations, a finding each", [sentences])
+
+
+def _lightly(folder: Path) -> list[str]:
+    path = folder / "comparison" / "lightly.json"
+    if not path.exists():
+        return ["The comparison with lightly: not run."]
+    record = results.read_json(path)
+    notes = "\n".join(f"- {note}" for note in comparison.lightly_notes(record))
+    rows = comparison.lightly(record).to_dict("records")
+    return [comparison.lightly_caption(record), _table(rows), notes]
+
+
+def _speed(folder: Path) -> list[str]:
+    """A row a benchmark."""
+    records = comparison.benchmarks(folder / "bench")
+    parts = ["What a step of pretraining takes:", _table(comparison.speeds(records))] if records else []
+    if not any(comparison.on_gpu(name, record) for name, record in records.items()):
+        parts.append("Speed on a GPU: not run.")
+    return parts
+
+
+def _claim(claim: Claim, quick: Path) -> dict:
+    path = f"notebooks/{claim.notebook}.ipynb"
+    colab = f"{REPOSITORY}/blob/main/{path}".replace("github.com", "colab.research.google.com/github")
+    return {
+        "claim": claim.statement,
+        "notebook": f"[{claim.notebook[:2]}]({path}), [Colab]({colab})",
+        "paper": claim.paper,
+        "here": _here(claim, quick) or published.NOT_RUN,
+        "time": _time(claim.notebook, quick),
+    }
+
+
+def _here(claim: Claim, quick: Path) -> str:
+    if claim.column:
+        methods = {row["method"]: row for row in _csv(quick / "tables" / "methods.csv")}
+        return ", ".join(f"{name} {methods[name][claim.column]}" for name in claim.methods if name in methods)
+    own = [row for row in _csv(quick / "theory" / "claims.csv") if int(row["claim"]) in claim.theory]
+    if not own:
+        return ""
+    met = sum(row["pass"] == "True" for row in own)
+    worst = max(float(row["relative_error"]) for row in own)
+    return f"{met} of {len(own)} predictions met, largest error {worst:.1g}"
+
+
+def _time(notebook: str, quick: Path) -> str:
+    """Minutes and seconds that all executed copies of a notebook took together."""
+    paths = [path for path in quick.glob(f"notebooks/{notebook}*") if path.suffixes == [".ipynb"]]
+    durations = [results.read_json(path)["metadata"]["papermill"]["duration"] for path in paths]
+    return clock(sum(durations)) if durations else "—"
+
+
+def _across(table1: list[dict]) -> list[dict]:
+    """Table 1 with the epochs across; where ours ran with several protocols, each of them."""
+    rows: dict[tuple, dict] = {}
+    for cell in table1:
+        start = {"data": cell["data"], "method": cell["method"]} | dict.fromkeys(published.EPOCHS, "—")
+        row = rows.setdefault((cell["data"], cell["method"]), start)
+        listed = published.with_std(cell["published"], cell["published_std"], cell["recalled"]) or "—"
+        here = published.our_number(cell)
+        if cell["n"]:
+            here += f" ({published.with_std(cell['here_peeking'], cell['here_peeking_std'])})"
+        first = row[cell["epochs"]] == "—"
+        row[cell["epochs"]] = f"{listed} / {here}" if first else f"{row[cell['epochs']]}, {here}"
+    return [
+        {f"{k} epochs" if k in published.EPOCHS else k: v for k, v in row.items()} for row in rows.values()
+    ]
+
+
+def _csv(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _table(rows) -> str:
+    """A Markdown table without padding, so that one changed number is one changed line."""
+    rows = list(rows)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def main() -> None:
+    path = plan.ROOT / "README.md"
+    results.write_text(path, fill(path.read_text(encoding="utf-8"), plan.ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Training state on disk: tensors in safetensors, counters in its JSON header, never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..results import atomic
+
+log = logging.getLogger(__name__)
+
+NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+
+
+def save(folder: Path, tensors: dict[str, Tensor], header: dict) -> None:
+    """Write the newest checkpoint of a run and keep the one before it.
+
+    Raises:
+        OSError: the disk is full or read-only; the checkpoints that were there are untouched.
+    """
+    with atomic(folder / NEWEST, keep=folder / PREVIOUS) as temporary:
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(contiguous, temporary, metadata={"dcopy": json.dumps(header)})
+        except SafetensorError as problem:  # its word for a full disk
+            raise OSError(f"{folder / NEWEST} could not be written ({problem})") from None
+
+
+def load(folder: Path, device="cpu") -> tuple[dict[str, Tensor], dict] | None:
+    """The newest readable checkpoint of a run as (tensors, header), or None where there is none.
+
+    Raises:
+        ValueError: there are checkpoints, but none that is complete; the message names the file.
+    """
+    error = None
+    for path in (folder / NEWEST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            return read(path, device)
+        except ValueError as problem:
+            log.warning("%s", problem)
+            error = error or problem
+    if error is not None:
+        raise error
+    return None
+
+
+def read(path: Path, device="cpu") -> tuple[dict[str, Tensor], dict]:
+    """One checkpoint file as (tensors, header).
+
+    Raises:
+        ValueError: the file is truncated, corrupt, a pickle, or not of this package.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            header = json.loads((file.metadata() or {})["dcopy"])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, OSError) as problem:
+        reason = str(problem).strip("'") or type(problem).__name__
+        raise ValueError(
+            f"{path} is not a complete checkpoint of dcopy ({reason}); delete it to train again"
+        ) from None
+
+
+def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The state_dict of one part of a checkpoint: online, target, predictor or momentum."""
+    prefix = f"{name}."
+    return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Sixteen hexadecimal digits over parameters and buffers: the same weights, the same digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

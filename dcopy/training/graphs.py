@@ -1,0 +1,150 @@
+"""Augmentation and step as one call, as fast as the device allows; what they compute stays as it is.
+
+On a GPU the networks and the augmentation are compiled, and after a few steps the work of a step is
+captured as two CUDA graphs and replayed. The predictor's update lies between the graphs and runs as it
+is written: DirectPred's `eigh` waits for the host, which no graph can hold, and `freq` is a condition.
+Where compiling or capturing is not possible, one line says so and training goes on without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import torch
+from torch import Generator, Tensor
+
+from ..data.augment import Augmentation, require_batch
+from .step import Trainer
+
+log = logging.getLogger(__name__)
+
+WARMUP = 3  # steps before the capture: gradients, momentum and kernels have to be there
+
+
+class FastStep:
+    """What a run does at each step, from a batch of images on.
+
+    Args:
+        trainer: whose state the steps move.
+        augmentation: makes the two views.
+        compile: whether to use torch.compile and, on a GPU, CUDA graphs; None: on a GPU.
+    """
+
+    def __init__(self, trainer: Trainer, augmentation: Augmentation, compile: bool | None = None):
+        self.trainer, self.augmentation = trainer, augmentation
+        self.apply = augmentation.apply
+        self.is_cuda = trainer.device.type == "cuda"
+        self.compiled = self.is_cuda if compile is None else compile
+        self.captures = self.compiled and self.is_cuda
+        self.steps, self.graphs = 0, None
+        if self.compiled:
+            self.apply = torch.compile(augmentation.apply, dynamic=False)
+            for network in (trainer.online, trainer.target):  # its forward alone: hooks stay outside
+                network.forward = torch.compile(network.forward, dynamic=False)
+        self.stream = None
+        if self.is_cuda:
+            torch.backends.cudnn.benchmark = True  # shapes stay the same
+            self.stream = torch.cuda.Stream(trainer.device)
+
+    def __call__(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """One step on a batch.
+
+        Args:
+            images: (N, C, H, W) uint8, of the same shape at every call.
+            generator: gives the augmentation of both views.
+
+        Returns:
+            As `Trainer.step`; on a GPU the next call overwrites both.
+        """
+        if not self.is_cuda:
+            return self._step(images, generator)
+        # A capture must not meet work on the default stream, so nothing here runs there.
+        here = torch.cuda.current_stream(images.device)
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
+            outcome = self._step(images, generator)
+        here.wait_stream(self.stream)
+        return outcome
+
+    def views(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Two views (N, C, h, w) float32, each with random numbers of its own."""
+        require_batch(images)
+        drawn = (self.augmentation.sample(images.shape, generator) for _ in range(2))
+        x1, x2 = (self.apply(images, params) for params in drawn)
+        return x1, x2
+
+    def _step(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        self.steps += 1
+        if self.compiled and self.steps == 1:
+            return self._first(images, generator)
+        views = self.views(images, generator)
+        if self.captures and self.graphs is None and self.steps > WARMUP:
+            self._capture(views)
+        return self.trainer.step(*views) if self.graphs is None else self.graphs.replay(views)
+
+    def _first(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """The first step compiles. If that fails, it is taken back and done again without."""
+        parts = [getattr(self.trainer, name) for name in ("online", "target", "predictor")]
+        before = copy.deepcopy([part.state_dict() for part in parts]), generator.get_state()
+        try:
+            return self.trainer.step(*self.views(images, generator))
+        except RuntimeError as error:  # of Dynamo, Inductor, Triton or a C++ compiler
+            log.warning(
+                "torch.compile is not possible here (%s); training goes on without it", one_line(error)
+            )
+        self.compiled, self.apply = False, self.augmentation.apply
+        for network in (self.trainer.online, self.trainer.target):
+            del network.forward  # the class's own is there again
+        for part, state in zip(parts, before[0], strict=True):
+            part.load_state_dict(state)
+        generator.set_state(before[1])
+        return self.trainer.step(*self.views(images, generator))
+
+    def _capture(self, views: tuple[Tensor, Tensor]) -> None:
+        try:
+            self.graphs = Graphs(self.trainer, views, self.stream)
+        except RuntimeError as error:
+            log.warning("CUDA graphs are not possible here (%s); training goes on without", one_line(error))
+            self.captures = False
+
+
+class Graphs:
+    """`Trainer.step` as two CUDA graphs with the predictor's update between them.
+
+    Capturing runs nothing, so it leaves the state of the trainer as it is.
+    """
+
+    def __init__(self, trainer: Trainer, views: tuple[Tensor, Tensor], stream):
+        self.predictor, self.views = trainer.predictor, [view.clone() for view in views]
+
+        def project() -> list[Tensor]:
+            z = trainer.project(*self.views)
+            return [torch.cat(z).detach(), *z]
+
+        self.project, self.projected = capture(project, stream)
+        self.learn, self.loss = capture(
+            lambda: [trainer.learn(self.projected[1:], *self.views)], stream, self.project.pool()
+        )
+
+    def replay(self, views: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """One step on these views; the tensors returned are the same at every call."""
+        torch._foreach_copy_(self.views, list(views))
+        self.project.replay()
+        self.predictor.update(self.projected[0])
+        self.learn.replay()
+        return self.loss[0], self.projected[1].detach()
+
+
+def capture(function, stream, pool=None) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    """A graph that does what `function` does, and the tensors that a replay fills."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
+        outputs = function()
+    return graph, outputs
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, for a sentence: its first line that does not only announce others."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__)

@@ -1,0 +1,203 @@
+"""Pretraining: the loop around the step, and the run folder that it leaves behind."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import data, results
+from ..config import TrainConfig, require
+from ..data import augment
+from ..progress import Progress
+from . import checkpoint, health
+from .graphs import FastStep
+from .interrupt import Interrupted, StopSignals
+from .runs import Run, finished_run, load_run
+from .step import Trainer, derive_seed
+
+
+def pretrain(
+    config: TrainConfig,
+    out_dir: str | Path = "runs",
+    *,
+    images: Tensor | None = None,
+    data_root: str | Path | None = None,
+    skip_bad: bool = False,
+    device: str | None = None,
+    compile: bool | None = None,
+    checkpoint_minutes: float = 5.0,
+    stop_after: float | None = None,
+    progress: bool = True,
+) -> Run:
+    """Pretrain, or continue, or return what is finished: the folder decides.
+
+    The run lives in `out_dir/config.name`. A checkpoint is written after every epoch and every
+    `checkpoint_minutes`; the same call then goes on from it: on the CPU bitwise as if it had never
+    stopped, on a GPU up to the order in which kernels sum (0.2 % of the loss over six steps is what the
+    test allows). SIGINT, SIGTERM and SIGUSR1 finish the step, save and raise Interrupted.
+
+    Args:
+        config: the run.
+        out_dir: folder of run folders.
+        images: (N, C, H, W) uint8 to pretrain on, instead of the data set's own.
+        data_root: where data sets lie, see `dcopy.data.load`.
+        skip_bad: leave unreadable files of a folder of images out, instead of raising.
+        device: default a GPU where there is one.
+        compile: use torch.compile and, on a GPU, CUDA graphs; default: on a GPU. On a CPU the minutes
+            that it takes seldom come back.
+        stop_after: seconds after which to save and raise Interrupted.
+        progress: show a bar (terminal, JupyterLab) or a line per epoch (elsewhere).
+
+    Raises:
+        ValueError: no such device, bad images, a batch larger than the data, a broken checkpoint, a
+            folder that belongs to another configuration, or another process at work in it.
+        FloatingPointError: the loss became NaN or infinite; the message names the step.
+        Interrupted: stopped by a signal or by `stop_after`; the state is saved.
+    """
+    device = device or results.default_device()
+    there = torch.device(device).type != "cuda" or torch.cuda.is_available()
+    require("device", device, there, "cpu, since torch finds no GPU here")
+    folder = Path(out_dir) / config.name
+    with results.locked(folder):
+        finished = finished_run(config, folder)
+        if finished is not None:
+            return finished
+        if images is None:
+            source = data.load(config.dataset, data_root, image_size=config.image_size, skip_bad=skip_bad)
+            images = source.pretrain()
+        data.check_images(images)
+        if config.batch_size > len(images):
+            raise ValueError(
+                f"batch_size={config.batch_size} is not allowed; it must be at most the {len(images)} images"
+            )
+        results.write_json(folder / "config.json", config.to_dict())
+        loop = _Loop(config, folder, images, device, compile, checkpoint_minutes, stop_after)
+        loop.run(progress)
+    return load_run(folder)
+
+
+class _Loop:
+    """The epochs of one run, with all that lets them be stopped and continued."""
+
+    def __init__(self, config, folder, images, device, compile, checkpoint_minutes, stop_after):
+        self.config, self.folder = config, folder
+        self.images = images.to(device)  # (n, C, H, W) uint8, the whole data set on the device
+        self.trainer = Trainer(config, images.shape[1], device)
+        augmentation = augment.build(config.recipe.augmentation, config.image_size)
+        self.fast_step = FastStep(self.trainer, augmentation, compile)
+        self.steps = len(images) // config.batch_size  # a partial last batch is dropped
+        self.losses = torch.zeros(self.steps, device=device)  # of this epoch; read once, at its end
+        self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.started = self.saved = time.monotonic()
+        self.checkpoint_seconds, self.stop_after = 60 * checkpoint_minutes, stop_after
+
+    def run(self, show_progress: bool) -> None:
+        self.restore()
+        with StopSignals() as signals, Progress(self, show_progress) as progress:
+            while self.epoch < self.config.epochs:
+                order = self.order()
+                for step in range(self.step, self.steps):
+                    z = self.one_step(order[step])
+                    progress.step()
+                    if self.step == self.steps:
+                        progress.epoch(self.end_epoch(z))
+                    self.maybe_stop(signals)
+        self.finish()
+
+    def order(self) -> Tensor:
+        """The epoch's batches: indices (steps, batch_size)."""
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "order", self.epoch))
+        order = torch.randperm(len(self.images), generator=generator).to(self.images.device)
+        return order[: self.steps * self.config.batch_size].view(self.steps, -1)
+
+    def one_step(self, indices: Tensor) -> Tensor:
+        """A step on the images of these indices (batch_size,); their projections (batch_size, D)."""
+        seed = derive_seed(self.config.seed, "augment", self.epoch, self.step)
+        generator = torch.Generator(self.images.device).manual_seed(seed)
+        loss, z = self.fast_step(self.images[indices], generator)
+        self.losses[self.step] = loss + 0 * self.trainer.predictor.F.trace()  # NaN as soon as F overflows
+        self.step += 1
+        return z
+
+    def end_epoch(self, z: Tensor) -> dict:
+        self.check_finite()
+        self.epoch, self.step = self.epoch + 1, 0
+        record = {
+            "epoch": self.epoch,
+            "loss": self.losses.mean().item(),
+            **health.measure(z, self.trainer.predictor.F),
+            "seconds": round(self.elapsed(), 3),
+        }
+        results.append_jsonl(self.folder / "metrics.jsonl", record)
+        self.save()
+        return record
+
+    def check_finite(self) -> None:
+        """Called before each save, so that what is saved can be gone on from."""
+        bad = (~torch.isfinite(self.losses)).nonzero().flatten().tolist()
+        if not all(torch.isfinite(p).all() for p in self.trainer.named_parameters.values()):
+            bad.append(self.step - 1)  # the loss of a step is older than the weights it leaves
+        if bad:
+            raise FloatingPointError(
+                f"the loss or the weights are not finite at epoch {self.epoch + 1}, "
+                f"step {bad[0] + 1} of {self.steps}; a smaller lr than {self.config.lr:g} may help"
+            )
+
+    def elapsed(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self.seconds + time.monotonic() - self.started
+
+    def maybe_stop(self, signals: StopSignals) -> None:
+        reason = signals.received
+        if self.stop_after is not None and time.monotonic() - self.started > self.stop_after:
+            reason = reason or "stop_after"
+        due = reason or time.monotonic() - self.saved > self.checkpoint_seconds
+        if due and self.step > 0:  # the end of an epoch has saved
+            self.check_finite()
+            self.save()
+        if reason:
+            done = f"after {self.epoch} of {self.config.epochs} epochs and {self.step} of {self.steps} steps"
+            raise Interrupted(reason, done, self.folder)
+
+    def save(self) -> None:
+        header = {"config": self.config.to_dict(), "channels": self.images.shape[1]}
+        header |= {"epoch": self.epoch, "step": self.step, "seconds": self.elapsed()}
+        checkpoint.save(self.folder, {**self.trainer.tensors(), "losses": self.losses}, header)
+        self.saved = time.monotonic()
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        for leftover in self.folder.glob(".*.tmp"):  # of a write that a kill cut short
+            leftover.unlink()
+        loaded = checkpoint.load(self.folder, self.images.device)
+        if loaded is None:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            return
+        tensors, header = loaded
+        if TrainConfig.from_dict(header["config"]) != self.config:
+            raise ValueError(
+                f"the checkpoint in {self.folder} belongs to another configuration; move it away"
+            )
+        if len(tensors["losses"]) != self.steps:
+            raise ValueError(f"the checkpoint in {self.folder} was made with another number of images")
+        self.losses.copy_(tensors.pop("losses"))
+        self.trainer.load_tensors(tensors)
+        self.epoch, self.step, self.seconds = header["epoch"], header["step"], header["seconds"]
+        results.keep_jsonl(self.folder / "metrics.jsonl", lambda record: record["epoch"] <= self.epoch)
+
+    def finish(self) -> None:
+        record = results.read_jsonl(self.folder / "metrics.jsonl")[-1]
+        result = {
+            "name": self.config.name,
+            "label": self.config.label,
+            "config": self.config.to_dict(),
+            "metrics": record,
+            "images": len(self.images),
+            "encoder_fingerprint": checkpoint.fingerprint(self.trainer.online.encoder),
+            "seconds": round(self.elapsed(), 3),
+            **results.provenance(self.images.device),
+        }
+        results.write_json(self.folder / "result.json", result)

@@ -1,0 +1,91 @@
+"""A finished run: what its folder holds, and its encoder, frozen for evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from .. import results
+from ..config import TrainConfig
+from ..data import augment
+from ..models import Network
+from . import checkpoint
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished pretraining run.
+
+    Attributes:
+        config: what was run.
+        folder: its folder, with config.json, metrics.jsonl, result.json and the checkpoint.
+        encoder: frozen, in eval mode; takes uint8 images (N, C, H, W), gives representations (N, d).
+        metrics: one record per epoch.
+        result: the content of result.json.
+    """
+
+    config: TrainConfig
+    folder: Path
+    encoder: nn.Module
+    metrics: list[dict]
+    result: dict
+
+
+class FrozenEncoder(nn.Module):
+    """An encoder for evaluation: clean images in, representations before the projector out."""
+
+    def __init__(self, encoder: nn.Module, config: TrainConfig):
+        super().__init__()
+        self.augmentation = augment.build(config.recipe.augmentation, config.image_size)
+        self.encoder = encoder
+        self.requires_grad_(False).train(False)
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stays in eval mode, so that no BatchNorm statistic moves while probing."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 -> (N, d) float32"""
+        return self.encoder(self.augmentation.clean(images)).float()
+
+
+def load_run(folder: str | Path) -> Run:
+    """A finished run from its folder.
+
+    Raises:
+        ValueError: the run is not finished, or a file in it is broken or of another configuration.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not the folder of a run; there is no config.json in it")
+    config = TrainConfig.from_dict(results.read_json(folder / "config.json"))
+    run = finished_run(config, folder)
+    if run is None:
+        raise ValueError(f"{folder} holds no finished run; the command that began it continues it")
+    return run
+
+
+def finished_run(config: TrainConfig, folder: Path) -> Run | None:
+    """The run in a folder if it is finished and its weights are there, else None.
+
+    Raises:
+        ValueError: a file in the folder is broken or of another configuration.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    result = results.read_json(path)
+    if "config" not in result or TrainConfig.from_dict(result["config"]) != config:
+        raise ValueError(f"{path} belongs to another configuration than {config.name}; move it away")
+    loaded = checkpoint.load(folder)
+    if loaded is None:  # a fresh clone has results, but no weights
+        return None
+    tensors, header = loaded
+    if header["epoch"] != config.epochs:
+        return None
+    network = Network(config, header["channels"])
+    network.load_state_dict(checkpoint.part(tensors, "online"), strict=True)
+    metrics = results.read_jsonl(folder / "metrics.jsonl")
+    return Run(config, folder, FrozenEncoder(network.encoder, config), metrics, result)

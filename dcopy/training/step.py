@@ -1,0 +1,149 @@
+"""The algorithm: one training step, and the state that it moves."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..models import Network, ema_update
+from ..predictors import build_predictor
+from . import checkpoint
+
+
+class Trainer:
+    """Online network, target, predictor and optimizer of one run, and the step that moves them.
+
+    Args:
+        config: the run.
+        channels: of the images.
+        device: where the tensors live.
+    """
+
+    def __init__(self, config: TrainConfig, channels: int, device="cpu"):
+        self.config, self.device = config, torch.device(device)
+        with seeded(config.seed, "weights"):
+            self.online = Network(config, channels)
+        if config.target_start == "copy":
+            self.target = copy.deepcopy(self.online)
+        else:
+            with seeded(config.seed, "target"):
+                self.target = Network(config, channels)
+        with seeded(config.seed, "predictor"):
+            self.predictor = build_predictor(config)
+        # With other widths oneDNN's kernels for channels_last overrun their buffers (width 2 and 4, AVX2).
+        layout = torch.channels_last if config.width % 8 == 0 else torch.contiguous_format
+        for module in (self.online, self.target, self.predictor):
+            module.to(self.device, memory_format=layout).train()
+        self.target.requires_grad_(False)
+        self.named_parameters = {
+            name: parameter
+            for name, parameter in itertools.chain(
+                self.online.named_parameters("online"), self.predictor.named_parameters("predictor")
+            )
+        }
+        self.optimizer = torch.optim.SGD(
+            self.named_parameters.values(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda",
+        )
+
+    def step(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on two views of a batch, in the order below, which tests hold it to.
+
+        Args:
+            x1, x2: (N, C, H, W) float32, augmented on their own.
+
+        Returns:
+            The loss () and the online projections of the first view (N, D), both detached.
+        """
+        # 1. online: views to projections
+        z = self.project(x1, x2)
+        # 2. correlation: F and W_p from the projections of this step, without gradient
+        self.predictor.update(torch.cat(z).detach())
+        return self.learn(z, x1, x2), z[0].detach()
+
+    def project(self, x1: Tensor, x2: Tensor) -> list[Tensor]:
+        """Online projections (N, D) of the views that are predicted from."""
+        return self._forward(self.online, (x1, x2) if self.config.symmetric_loss else (x1,))
+
+    def learn(self, z: list[Tensor], x1: Tensor, x2: Tensor) -> Tensor:
+        """The rest of the step, once F and W_p are those of `z`; returns the loss."""
+        # 3. predictor
+        p = self._views(self.predictor, z)
+        # 4. target, without gradient; each prediction meets the other view's projection
+        with torch.no_grad():
+            z_target = self._forward(self.target, (x2, x1)[: len(z)])
+        # 5. loss: both directions
+        loss = sum(negative_cosine(p_i, z_i) for p_i, z_i in zip(p, z_target, strict=True))
+        # 6. optimizer step
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        # 7. EMA
+        ema_update(self.target, self.online, self.config.ema)
+        return loss.detach()
+
+    def _forward(self, network: nn.Module, views: tuple[Tensor, ...]) -> list[Tensor]:
+        """Projections (N, D) in float32, one tensor a view."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return [z.float() for z in self._views(network, views)]
+
+    def _views(self, module: nn.Module, views) -> list[Tensor]:
+        """One pass a view, each with its own BatchNorm statistics, or one pass over all of them."""
+        if self.config.batchnorm == "per-view":
+            return [module(view) for view in views]
+        return list(module(torch.cat(tuple(views))).chunk(len(views)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, by name."""
+        state = {}
+        for part in ("online", "target", "predictor"):
+            for name, tensor in getattr(self, part).state_dict().items():
+                state[f"{part}.{name}"] = tensor
+        for name, parameter in self.named_parameters.items():
+            if "momentum_buffer" in self.optimizer.state[parameter]:
+                state[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        return state
+
+    def load_tensors(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`; every name must be there and none may be left over."""
+        for name in ("online", "target", "predictor"):
+            getattr(self, name).load_state_dict(checkpoint.part(state, name), strict=True)
+        if self.config.momentum == 0:  # SGD keeps nothing
+            return
+        for name, parameter in self.named_parameters.items():
+            buffer = state[f"momentum.{name}"]
+            layout = torch.empty_like(parameter, requires_grad=False)
+            self.optimizer.state[parameter]["momentum_buffer"] = layout.copy_(buffer)
+
+
+def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
+    """-2 cos(p, z), mean over the batch: BYOL's loss, which is this plus 2 (arXiv 2006.07733, eq. 2).
+
+    Args:
+        p: (N, D) predictions.
+        z: (N, D) projections of the target.
+    """
+    return -2 * nn.functional.cosine_similarity(p, z, dim=1).mean()
+
+
+def derive_seed(seed: int, stream: str, *counters: int) -> int:
+    """A seed for one purpose at one moment, so that methods meet the same noise and resuming replays none."""
+    text = "/".join(map(str, (seed, stream, *counters)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+@contextlib.contextmanager
+def seeded(seed: int, stream: str):
+    """Run the block with torch's global generator at a derived seed, and put it back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, stream))
+        yield

@@ -1,0 +1,279 @@
+"""Runs one notebook: papermill, with this interpreter as the kernel, and nothing half done.
+
+    python -m dcopy.workflow.notebook notebooks/01_linear_theory.ipynb --results-dir results/quick -p grid=40
+
+While the notebook runs it is `<name>.running.ipynb`. Only when its last cell has run does it become
+`<name>.ipynb`, and last of all the marker is written by which the workflow knows that it is finished.
+If a cell fails, what there is is kept as `<name>.failed.ipynb`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import random
+import select
+import signal
+import stat
+import sys
+import tempfile
+import threading
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import zmq
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+
+from .. import results
+from . import plan
+
+# nbformat brings jsonschema, which would spend a second of every notebook on building a parser for
+# internationalized web addresses. There are none in a notebook's format.
+sys.modules.setdefault("rfc3987_syntax", None)
+
+import nbformat  # noqa: E402
+import papermill  # noqa: E402
+from nbclient.exceptions import DeadKernelError  # noqa: E402
+
+START_SECONDS = 120  # for a kernel to answer; a cell may take as long as it likes
+STOP_SECONDS = 60  # for a cell to save its state after Ctrl-C
+STARTS = 3  # attempts, as long as no cell has run
+
+
+class Failure(Exception):
+    """The notebook did not run to its end; the message is one line for a person."""
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM, once the notebook has come to a halt."""
+
+
+class Kernel(AsyncKernelManager):
+    """A kernel of this interpreter, whatever kernel the notebook names.
+
+    It listens on sockets in a folder of its own: with TCP, two notebooks that start at the same
+    moment may be given the same port.
+    """
+
+    latest: Kernel | None = None  # papermill makes the manager itself; this is how we meet it
+
+    def __init__(self, **options):
+        self.folder = tempfile.TemporaryDirectory(prefix="dcopy-")  # a short path: sockets need one
+        if os.name == "posix":
+            options |= {"transport": "ipc", "connection_file": f"{self.folder.name}/kernel.json"}
+        super().__init__(**options)
+        Kernel.latest = self
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        options = ["-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=[sys.executable, *options], display_name="Python 3", language="python")
+
+
+class Watch:
+    """How far the notebook is, and whether it shall stop."""
+
+    def __init__(self):
+        self.process, self.cells, self.stopping = None, 0, False
+
+    def before_cell(self, cell, cell_index) -> None:
+        if self.stopping:  # the signal came between two cells, where a kernel ignores it
+            raise Stopped
+        self.process = Kernel.latest.provisioner.process
+        self.cells += 1
+
+    def on_signal(self, number, frame) -> None:
+        """First pass the wish on to the cell, so that training can save its state; then insist."""
+        again, self.stopping = self.stopping, True
+        if self.process is None:  # no cell has run: nothing to save
+            raise KeyboardInterrupt
+        self.process.send_signal(signal.SIGKILL if again else signal.SIGINT)
+        insist = threading.Timer(STOP_SECONDS, self.process.kill)
+        insist.daemon = True
+        insist.start()
+
+    def cause_of_death(self) -> str:
+        code = self.process.poll() if self.process else None
+        if code is None or code >= 0:
+            return f"exit code {code}"
+        hint = ", as when memory runs out" if code == -signal.SIGKILL else ""
+        return signal.Signals(-code).name + hint
+
+
+class Lines:
+    """A file for papermill to write a kernel's output to: whole lines, to the log and to the terminal."""
+
+    def __init__(self, log, label: str = ""):
+        self.log, self.label, self.rest = log, label, ""
+
+    def write(self, text: str) -> None:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            line = line.rstrip("\r").rpartition("\r")[2]  # of a bar that redraws itself, the last state
+            print(line, file=self.log, flush=True)
+            if self.label:
+                say(self.label, line)
+
+    def flush(self) -> None:
+        pass  # every line is flushed as it is written
+
+    def close(self) -> None:
+        if self.rest:
+            self.write("\n")
+
+
+def say(label: str, line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more: `stop_when_unread` acts on it
+        print(f"{label} | {line}", flush=True)
+
+
+def stop_when_unread() -> None:
+    """If stdout is a pipe and its reader dies (kill -9 of the workflow), stop as with Ctrl-C."""
+    if stat.S_ISFIFO(os.fstat(1).st_mode):
+        poll = select.poll()
+        poll.register(1, 0)  # wakes on nothing but an error or a hang-up
+        poll.poll()
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def run(notebook: Path, results_dir: str, parameters: dict, name: str, label: str) -> None:
+    """Execute a notebook into `results_dir`, from the project's root.
+
+    Args:
+        notebook: the source, which stays as it is.
+        results_dir: gets notebooks/<name>.ipynb, logs/<name>.log and .done/<name>.json.
+        parameters: for the cell tagged `parameters`; checked already.
+        name: of the job.
+        label: before each line in the terminal.
+
+    Raises:
+        Failure: a cell raised, or the kernel died or did not start.
+        Stopped: by a signal.
+    """
+    started = time.monotonic()
+    job = plan.Job(name, notebook.stem, parameters, label, results_dir)
+    final = Path(results_dir, "notebooks", f"{name}.ipynb")
+    running, failed = final.with_suffix(".running.ipynb"), final.with_suffix(".failed.ipynb")
+    for path in (Path(job.marker), final, Path(job.log)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Path(job.marker).unlink(missing_ok=True)
+    with open(job.log, "w", encoding="utf-8") as log:
+        say(label, "starts")
+        try:
+            with contextlib.closing(Lines(log, label)) as stdout, contextlib.closing(Lines(log)) as stderr:
+                executed = _execute(notebook, running, parameters, stdout, stderr)
+            seconds = round(time.monotonic() - started, 1)
+            _keep(job, executed, final, seconds)
+            running.unlink()
+            failed.unlink(missing_ok=True)
+        except (Failure, Stopped) as error:
+            if running.exists():
+                running.replace(failed)
+            if isinstance(error, Failure):
+                final.unlink(missing_ok=True)  # of an earlier run, which this one no longer confirms
+            last = "stopped" if isinstance(error, Stopped) else f"failed {error}"
+            print(last, file=log)
+            say(label, last)
+            raise
+        print(f"finished in {seconds} s", file=log)
+        say(label, f"finished in {seconds} s")
+
+
+def _execute(notebook: Path, output: Path, parameters: dict, stdout: Lines, stderr: Lines):
+    """The executed notebook, or Failure or Stopped. A kernel that does not start gets another chance."""
+    watch = Watch()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, watch.on_signal)
+    threading.Thread(target=stop_when_unread, daemon=True).start()
+    for attempt in range(1, STARTS + 1):
+        try:
+            return papermill.execute_notebook(
+                notebook,
+                output,
+                parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                start_timeout=START_SECONDS,
+                stdout_file=stdout,
+                stderr_file=stderr,
+                kernel_manager_class=Kernel,
+                on_cell_execute=watch.before_cell,
+                iopub_timeout=START_SECONDS,
+            )
+        except papermill.PapermillExecutionError as error:
+            if watch.stopping:
+                raise Stopped from None
+            reason = next(iter(error.evalue.strip().splitlines()), "")
+            raise Failure(f"in cell [{error.exec_count}]: {error.ename}: {reason}") from None
+        except (KeyboardInterrupt, Stopped):
+            raise Stopped from None
+        except (RuntimeError, OSError, zmq.ZMQError) as error:
+            if watch.stopping:
+                raise Stopped from None
+            if isinstance(error, DeadKernelError):
+                error = f"the kernel died ({watch.cause_of_death()})"
+            if watch.cells:
+                raise Failure(f"in cell [{watch.cells}]: {error}") from None
+            if attempt == STARTS:
+                raise Failure(f"because no kernel starts: {error}") from None
+            time.sleep(random.uniform(1, 3))
+
+
+def _keep(job: plan.Job, executed, final: Path, seconds: float) -> None:
+    """Write the executed notebook, and last of all the marker."""
+    executed.metadata.papermill["output_path"] = str(final)
+    record = {"notebook": job.notebook, "parameters": job.parameters, "seconds": seconds}
+    record["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record["commit"] = results.commit()
+    try:
+        with results.atomic(final) as temporary:
+            nbformat.write(executed, temporary)
+        results.write_json(job.marker, record)
+    except OSError as error:
+        raise Failure(f"in writing its results: {error}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m dcopy.workflow.notebook", description="Run one notebook."
+    )
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("-p", dest="values", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--results-dir", default="results/quick", help="default: %(default)s")
+    parser.add_argument("--name", help="of the executed copy and the log; default: the notebook's")
+    parser.add_argument("--label", help="before each line of output; default: the name")
+    given = parser.parse_args(arguments)
+    notebook = given.notebook.resolve()
+    try:
+        known = plan.declared(notebook)
+        parameters = {"results_dir": given.results_dir} if "results_dir" in known else {}
+        for item in given.values:
+            name, equals, text = item.partition("=")
+            if not equals:
+                raise ValueError(f"-p {item} is not of the form NAME=VALUE")
+            parameters[name] = known[name].parse(text) if name in known else text
+        plan.check(notebook, parameters)
+    except ValueError as error:
+        parser.exit(2, f"{error}\n")
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # all it says of failures, we say
+    os.environ["DCOPY_PROGRESS"] = "lines"
+    # from where the project is, so that no path in the executed copy depends on the caller
+    os.chdir(results.project_root())
+    name = given.name or notebook.stem
+    try:
+        run(Path(os.path.relpath(notebook)), given.results_dir, parameters, name, given.label or name)
+    except Failure:
+        return 1
+    except Stopped:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # where the terminal knows no Greek
+    sys.exit(main())

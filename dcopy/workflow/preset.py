@@ -1,0 +1,250 @@
+"""Runs a preset: checks the plan, lets Snakemake run the notebooks, follows them, says what came of it.
+
+This is the command behind run_all.sh and takes the same words, as in
+`python -m dcopy.workflow.preset quick seeds=5`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from .. import results
+from . import plan, presets
+
+TRIGGERS = ("mtime", "params", "input")  # of a rerun; mtime counts where the content differs as well
+
+say = partial(print, flush=True)
+complain = partial(print, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0, 1 where something failed, 2 for a wrong word, 130 when stopped."""
+    given = parse(arguments)
+    if given.list:
+        width = max(map(len, presets.PRESETS))
+        for name, preset in presets.PRESETS.items():
+            say(f"{name:{width}}  {preset.summary}")
+        return 0
+    os.chdir(plan.ROOT)
+    folder = shortest(results.resolve(given.results) / given.preset)
+    try:
+        jobs = plan.jobs(given.preset, given.options, str(folder))
+        for job in jobs:
+            plan.check(Path("notebooks", f"{job.notebook}.ipynb"), job.parameters)
+    except ValueError as error:
+        complain(error)
+        return 2
+    if given.check:
+        return 0
+    for number in (signal.SIGINT, signal.SIGTERM):  # the former is ignored in a script's background job
+        signal.signal(number, signal.default_int_handler)
+    try:
+        if given.dry_run:
+            return dry_run(given, jobs, folder)
+        check_writable(folder)
+        with results.locked(folder):
+            return run(given, jobs, folder)
+    except (OSError, ValueError) as error:
+        complain(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bash run_all.sh",
+        description="Set up what is missing, then run a preset of notebooks. What is finished is skipped.",
+        epilog="bash run_all.sh test [...] runs the tests; its arguments go to pytest.",
+    )
+    add = parser.add_argument
+    add("preset", nargs="?", default="quick", metavar="PRESET", help="default: quick; --list shows all")
+    add("options", nargs="*", metavar="name=value", help="for example seeds=5 or methods=directcopy,none")
+    add("-n", "--dry-run", action="store_true", help="only say what would run")
+    add("-j", "--jobs", type=int, default=default_jobs(), help="notebooks at a time; here %(default)s")
+    add("--list", action="store_true", help="list the presets")
+    place = os.environ.get("DCOPY_RESULTS", "results")
+    add("--results", default=place, help="folder of all results; default: $DCOPY_RESULTS, else results")
+    add("--check", action="store_true", help=argparse.SUPPRESS)  # refuse wrong words, run nothing
+    given = parser.parse_intermixed_args(arguments)
+    if given.jobs < 1:
+        parser.error(f"-j {given.jobs} is not allowed; it must be an integer of at least 1")
+    return given
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_jobs() -> int:
+    """Two notebooks at a time on a processor; one on a GPU, whose memory they would have to share."""
+    gpu = os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi") is not None
+    return 1 if gpu or cores() == 1 else 2
+
+
+def shortest(path: Path) -> Path:
+    """Relative where it is in the working directory, so that executed notebooks name nobody's home."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError before any work is done, rather than after hours of it."""
+    try:
+        for part in (folder, folder / ".done", folder / "logs", folder / "notebooks"):
+            part.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=part):
+                pass
+    except OSError as error:
+        message = f"cannot write to {folder}: {error.strerror}; --results DIR chooses another place"
+        raise OSError(message) from None
+
+
+def dry_run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
+    for job in unfinished(given, jobs, folder):
+        say(f"would run {job.name}")
+    return 0
+
+
+def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
+    started, code = time.time(), 0
+    todo = unfinished(given, jobs, folder)
+    if todo:
+        say(f"{given.jobs} at a time, {threads(given)} threads each. Ctrl-C stops; the same command goes on.")
+        for job in todo:
+            Path(job.marker).unlink(missing_ok=True)
+        code = follow(
+            [*snakemake(given, folder), "--keep-going", "--scheduler", "greedy"], jobs, folder, started
+        )
+    if code != 130:
+        report(jobs, folder, started)
+    if code == 1:
+        report_failures(jobs, folder, started)
+    return code
+
+
+def threads(given: argparse.Namespace) -> int:
+    """What OMP_NUM_THREADS asks for, else a fair share of the cores."""
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wish) if wish.isdigit() else max(1, cores() // given.jobs)
+
+
+def snakemake(given: argparse.Namespace, folder: Path) -> list[str]:
+    """The command; Snakemake hands each job its threads as OMP_NUM_THREADS."""
+    config = {"preset": given.preset, "options": json.dumps(given.options), "results_dir": folder}
+    config["threads"] = threads(given)
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]
+    command += ["--rerun-triggers", *TRIGGERS, "--cores", str(threads(given) * given.jobs)]
+    return [*command, "--config", *(f"{name}={value}" for name, value in config.items())]
+
+
+def unfinished(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> list[plan.Job]:
+    """The jobs that Snakemake would run."""
+    answer = subprocess.run([*snakemake(given, folder), "--summary"], capture_output=True, text=True)
+    if answer.returncode:
+        raise OSError(f"Snakemake refuses the plan:\n{answer.stderr.strip()}")
+    rows = [line.split("\t") for line in answer.stdout.splitlines()]  # first the file, last the verdict
+    pending = {row[0] for row in rows if row[-1] == "update pending"}
+    todo = [job for job in jobs if job.marker in pending]
+    say(f"{given.preset}: {len(jobs)} notebooks to execute, {len(jobs) - len(todo)} of them done before")
+    return todo
+
+
+def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: float) -> int:
+    """Let Snakemake run, and show each line of the notebooks after the count of jobs and the time.
+
+    Snakemake gets a process group of its own. A signal to this process goes to that whole group
+    as Ctrl-C, and from the runners on to their kernels, which save what they have.
+    """
+    chatter = folder / "logs" / "snakemake.log"
+    stopped = False
+    with open(chatter, "w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            encoding="utf-8",
+            errors="replace",
+            env=os.environ | {"PYTHONUTF8": "1"},
+            start_new_session=True,
+        )
+
+        def stop(number, frame):
+            nonlocal stopped
+            stopped = True
+            os.killpg(process.pid, signal.SIGINT)
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, stop)
+        for line in process.stdout:
+            done = sum(Path(job.marker).exists() for job in jobs)
+            say(f"[{done}/{len(jobs)} {clock(time.time() - started)}] {line}", end="")
+        code = process.wait()
+    if stopped:
+        say("Stopped. The same command goes on from here.")
+        return 130
+    return int(code != 0)
+
+
+def report(jobs: list[plan.Job], folder: Path, started: float) -> None:
+    """The time that each notebook took, the main table once all is there, and where everything lies."""
+    seconds: dict[str, list[float]] = {}
+    for job in jobs:
+        if Path(job.marker).exists():
+            record = results.read_json(job.marker)
+            seconds.setdefault(job.notebook, []).append(record["seconds"])
+    say("\nnotebook              runs    time")
+    for notebook, values in seconds.items():
+        say(f"{notebook:20}  {len(values):4}  {clock(sum(values)):>6}")
+    say(f"this start, start to end    {clock(time.time() - started):>6}")
+    table = folder / "tables" / "methods.md"
+    if sum(map(len, seconds.values())) == len(jobs) and table.exists():
+        say(f"\n{table.read_text(encoding='utf-8').strip()}")
+    say()
+    for name, content in {
+        "figures": "figures",
+        "tables": "tables",
+        "notebooks": "executed notebooks",
+    }.items():
+        if any(folder.glob(f"{name}/*")):
+            say(f"{content}: {folder / name}")
+
+
+def report_failures(jobs: list[plan.Job], folder: Path, started: float) -> None:
+    left = [job for job in jobs if not Path(job.marker).exists()]
+    complain(f"\n{len(left)} of {len(jobs)} notebooks did not finish:")
+    for job in left:
+        complain(f"  {job.name}: {last_words(job, started)}")
+    complain(f"Their logs and Snakemake's own are in {folder / 'logs'}; the same command tries them again.")
+
+
+def last_words(job: plan.Job, started: float) -> str:
+    log = Path(job.log)
+    if not log.exists() or log.stat().st_mtime < started:
+        return "not started, since something before it did not finish"
+    return next(iter(log.read_text(encoding="utf-8").splitlines()[-1:]), "ended without a word")
+
+
+def clock(seconds: float) -> str:
+    """
+    >>> clock(65.4), clock(3661)
+    ('1:05', '1:01:01')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # where the terminal knows no Greek
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""What `bash run_all.sh NAME` runs: which notebooks, with which parameters, over which runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from ..config import METHODS, TrainConfig, one_of, parse_options, require
+
+QUICK_METHODS = (
+    {"method": "directcopy"},
+    {"method": "directpred"},
+    {"method": "directset", "alpha": 2.0},
+    {"method": "linear"},
+    {"method": "mlp"},
+    {"method": "none"},
+)
+
+PAPER_METHODS = (  # rows of the paper's Table 1
+    {"method": "directcopy"},
+    {"method": "directpred"},
+    {"method": "directpred", "freq": 5},
+    {"method": "linear"},
+)
+
+# What each ablation varies, around DirectCopy with the preset's defaults.
+ABLATIONS = {
+    "eps": [
+        {"method": "directcopy", "eps": eps, "normalize": normalize}
+        for normalize in ("none", "frobenius", "spectral")
+        for eps in (0.0, 0.01, 0.1, 0.3, 0.5, 1.0)
+    ],
+    "rho": [{"method": "directcopy", "rho": rho} for rho in (0.0, 0.3, 0.5, 0.8, 0.99)],
+    "alpha": [
+        {"method": "directset", "alpha": 0.25},
+        {"method": "directset", "alpha": 0.5},
+        {"method": "directcopy"},
+        {"method": "directset", "alpha": 2.0},
+    ],
+    "weight_decay": [
+        {"method": "directcopy", "weight_decay": decay} for decay in (0.0, 4e-5, 4e-4, 4e-3, 4e-2)
+    ],
+    "ema": [{"method": "directcopy", "ema": ema} for ema in (0.0, 0.9, 0.99, 0.996)],
+    "batchnorm": [{"method": "directcopy", "batchnorm": kind} for kind in ("per-view", "joint")],
+    "target_start": [{"method": "directcopy", "target_start": kind} for kind in ("copy", "random")],
+    "freq": [{"method": "directcopy", "freq": freq} for freq in (1, 2, 5, 10)],
+    "linear": [  # Tables 3 and 5 of Tian et al. 2021
+        {"method": "linear", "ema": ema, "predictor_bias": bias, "predictor_symmetric": symmetric}
+        for ema in (0.996, 0.0)
+        for bias in (False, True)
+        for symmetric in (False, True)
+    ],
+    "precision": [{"method": "directcopy", "precision": precision} for precision in ("fp32", "bf16")],
+}
+ABLATION_VARIANTS = tuple(variant for variants in ABLATIONS.values() for variant in variants)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named piece of work; `runs` is every variant with every seed."""
+
+    summary: str  # one line for --list: what, on which hardware, how long
+    variants: tuple[dict, ...]  # each: differences from TrainConfig's defaults
+    shared: dict = field(default_factory=dict)  # differences that all variants share
+    seeds: int = 1
+    notebooks: dict[str, dict] = field(default_factory=dict)  # notebook: its parameters
+
+    def runs(self) -> list[TrainConfig]:
+        """One configuration per variant and seed, seeds innermost; equal ones once."""
+        every = (
+            TrainConfig(**{**self.shared, **variant}, seed=seed)
+            for variant in self.variants
+            for seed in range(self.seeds)
+        )
+        return list(dict.fromkeys(every))
+
+
+def paper_preset(dataset: str, name: str) -> Preset:
+    """A data set of the paper's Table 1, for one GPU."""
+    return Preset(
+        f"Table 1 on {name}: four methods, 100 epochs, 2 seeds, for one GPU",
+        variants=PAPER_METHODS,
+        shared={"dataset": dataset, "precision": "bf16"},
+        seeds=2,
+        notebooks={"04_linear_probe": {}, "05_paper_tables": {}},
+    )
+
+
+PRESETS = {
+    "smoke": Preset(
+        "every notebook and every cell, tiny; a check, not a result (1 minute on 2 cores)",
+        variants=({"method": "directcopy"}, {"method": "none"}),
+        shared={"dataset": "digits", "epochs": 2, "width": 4},
+        notebooks={
+            "01_linear_theory": {"grid": 12, "starts": 4},
+            "02_sample_complexity": {"repeats": 4, "sgd_time": 20.0},
+            "04_linear_probe": {"draws": 2},
+            "05_paper_tables": {},
+            "06_ablations": {"views": 2},
+        },
+    ),
+    "quick": Preset(
+        "the paper's story on scikit-learn's digits: six methods, 3 seeds (7 minutes on 2 cores)",
+        variants=QUICK_METHODS,
+        shared={"dataset": "digits", "epochs": 60, "batch_size": 64},
+        seeds=3,
+        notebooks={
+            "01_linear_theory": {},
+            "02_sample_complexity": {},
+            "04_linear_probe": {},
+            "05_paper_tables": {},
+        },
+    ),
+    "ablations": Preset(
+        "eps, scaling, rho, alpha, weight decay, EMA and more on digits, 3 seeds (35 minutes on 2 cores)",
+        variants=ABLATION_VARIANTS,
+        shared={"dataset": "digits", "epochs": 40, "batch_size": 64},
+        seeds=3,
+        notebooks={"04_linear_probe": {}, "06_ablations": {}},
+    ),
+    "cifar10-small": Preset(
+        "CIFAR-10 without a GPU: ResNet-18 of an eighth of the width, 4 epochs, four methods, one seed "
+        "(an hour on 2 cores)",
+        variants=(
+            {"method": "directcopy"},
+            {"method": "directpred"},
+            {"method": "linear"},
+            {"method": "none"},
+        ),
+        shared={"dataset": "cifar10", "width": 8, "epochs": 4},
+        notebooks={"04_linear_probe": {}, "05_paper_tables": {}},
+    ),
+    "cifar10": paper_preset("cifar10", "CIFAR-10"),
+    "cifar100": paper_preset("cifar100", "CIFAR-100"),
+    "stl10": paper_preset("stl10", "STL-10"),
+    "ablations-cifar10": Preset(
+        "the grid of ablations on CIFAR-10, 100 epochs, 3 seeds, for one GPU",
+        variants=ABLATION_VARIANTS,
+        shared={"dataset": "cifar10", "precision": "bf16"},
+        seeds=3,
+        notebooks={"04_linear_probe": {}, "06_ablations": {}},
+    ),
+}
+
+
+def get(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those that exist.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} does not exist; it must be {one_of(PRESETS)}")
+    return PRESETS[name]
+
+
+def with_options(preset: Preset, options: list[str]) -> Preset:
+    """Apply `name=value` options of the command line: seeds, methods, or a field of TrainConfig.
+
+    A field with several numbers, as in epochs=100,300, makes a variant for each.
+
+    Raises:
+        ValueError: not of that form, a name that is unknown, or a value that a run refuses.
+
+    >>> preset = with_options(get("quick"), ["seeds=2", "methods=directcopy,none", "epochs=5"])
+    >>> [(run.method, run.seed, run.epochs) for run in preset.runs()]
+    [('directcopy', 0, 5), ('directcopy', 1, 5), ('none', 0, 5), ('none', 1, 5)]
+    """
+    known = [item.name for item in dataclasses.fields(TrainConfig) if item.name not in ("seed", "method")]
+    for name, value in parse_options(options).items():
+        if name == "methods":
+            preset = _keep_methods(preset, str(value).split(","))
+        elif name == "seeds":
+            require("seeds", value, isinstance(value, int) and value >= 1, "an integer of at least 1")
+            preset = dataclasses.replace(preset, seeds=value)
+        elif name in known and isinstance(value, tuple):
+            variants = tuple({**variant, name: one} for one in value for variant in preset.variants)
+            preset = dataclasses.replace(preset, variants=variants)
+        elif name in known:
+            preset = dataclasses.replace(preset, shared={**preset.shared, name: value})
+        else:
+            raise ValueError(f"option {name!r} is unknown; it must be {one_of(['seeds', 'methods', *known])}")
+    preset.runs()  # raises on a value that a run refuses
+    return preset
+
+
+def _keep_methods(preset: Preset, wanted: list[str]) -> Preset:
+    here = {variant["method"] for variant in preset.variants}
+    for method in wanted:
+        if method not in here:
+            allowed = [name for name in METHODS if name in here]
+            raise ValueError(f"methods={method!r} is not in this preset; it must be {one_of(allowed)}")
+    return dataclasses.replace(
+        preset, variants=tuple(variant for variant in preset.variants if variant["method"] in wanted)
+    )

@@ -1,0 +1,477 @@
+"""A user's own images: layouts, modes, damage, and the cache."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as F
+
+from dcopy.data import describe, folder, load
+
+SIDE = 8
+
+
+@pytest.fixture
+def root(tmp_path):
+    """The data root, where the cache lies."""
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder to fill with images."""
+    (tmp_path / "photos").mkdir()
+    return tmp_path / "photos"
+
+
+def picture(seed=0, size=(SIDE, SIDE)):
+    return Image.fromarray(np.random.default_rng(seed).integers(256, size=(*size[::-1], 3), dtype=np.uint8))
+
+
+def put(file, image=None, **options):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (image or picture(len(file.name))).save(file, **options)
+    return file
+
+
+def two_classes(photos):
+    for seed, name in enumerate(("cat/1.png", "cat/10.png", "cat/2.png", "dog/a.png")):
+        put(photos / "train" / name, picture(seed))
+    return photos
+
+
+def read(photos, root, **options):
+    return load(f"folder:{photos}", root, **({"image_size": SIDE} | options))
+
+
+def pixels(image):
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
+
+
+# layouts
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_train_and_test_folders(photos, root, test):
+    two_classes(photos)
+    put(photos / test / "dog" / "b.png")
+    data = read(photos, root)
+    assert data.classes == ("cat", "dog")
+    assert data.train_labels.tolist() == [0, 0, 0, 1] and data.test_labels.tolist() == [1]
+    assert data.unlabeled is None
+
+
+def test_files_come_in_natural_order(photos, root):
+    two_classes(photos)
+    files = [photos / "train" / name for name in ("cat/1.png", "cat/2.png", "cat/10.png", "dog/a.png")]
+    assert torch.equal(read(photos, root).train, torch.stack([pixels(Image.open(file)) for file in files]))
+
+
+def test_classes_come_in_natural_order(photos, root):
+    for name in ("class10", "class2", "Class3"):
+        put(photos / "train" / name / "x.png")
+    assert read(photos, root).classes == ("class2", "Class3", "class10")
+
+
+def test_images_right_in_the_folder_are_unlabelled(photos, root):
+    put(photos / "a.png")
+    put(photos / "b.png")
+    (photos / ".DS_Store").write_bytes(b"not an image, and hidden")
+    data = read(photos, root)
+    assert describe(data).endswith("0 train, 2 unlabeled, 0 test images of 3x8x8, 0 classes")
+    assert data.pretrain().shape == (2, 3, SIDE, SIDE)
+
+
+def test_unlabelled_images_join_train_for_pretraining_only(photos, root):
+    two_classes(photos)
+    put(photos / "unlabeled" / "deep" / "down" / "c.png")
+    put(photos / "test" / "cat" / "t.png", picture(77))
+    data = read(photos, root)
+    assert len(data.train) == 4 and len(data.unlabeled) == 1 and len(data.pretrain()) == 5
+    assert not (data.pretrain() == data.test[0]).flatten(1).all(1).any()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"photos holds no images in a known layout: train/<class>/"),
+        (["cat/a.png"], r"photos holds no images in a known layout"),
+        (["train/a.png"], r"train/a.png is in no class folder"),
+        (["train/cat/a.png", "train/dog/"], r"train/dog is a class without images"),
+        (["train/cat/a.png", "test/dog/"], r"test/dog is a class that train/ lacks; it has cat"),
+        (["train/cat/a.png", "test/"], r"test has no class folders"),
+        (["train/"], r"train has no class folders"),
+    ],
+)
+def test_a_layout_that_cannot_be_used_is_named(photos, root, names, message):
+    for name in names:
+        if name.endswith("/"):
+            (photos / name).mkdir(parents=True)
+        else:
+            put(photos / name)
+    with pytest.raises(ValueError, match=message):
+        read(photos, root)
+
+
+def test_a_folder_that_is_not_there_is_named(photos, root):
+    with pytest.raises(ValueError, match="photos/none is not a folder"):
+        read(photos / "none", root)
+
+
+# geometry
+
+
+@pytest.mark.parametrize("size", [(40, 80), (80, 40), (33, 33), (4, 6)])
+def test_images_are_resized_and_cropped_as_by_torchvision(photos, root, size):
+    image = picture(1, size)
+    put(photos / "a.png", image)
+    expected = F.center_crop(F.resize(image, SIDE), SIDE)
+    assert (read(photos, root).unlabeled[0].int() - pixels(expected).int()).abs().max() <= 1
+
+
+def test_shrinking_is_antialiased(photos, root):
+    """A fine chessboard becomes its mean; picking single pixels would give black or white."""
+    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    put(photos / "board.png", Image.fromarray(board))
+    inside = read(photos, root).unlabeled[:, :, 1:-1, 1:-1].int()
+    assert (inside - 128).abs().max() <= 2
+
+
+def test_the_default_size_is_that_of_the_recipe(photos, root):
+    put(photos / "a.png")
+    assert load(f"folder:{photos}", root).unlabeled.shape == (1, 3, 32, 32)
+
+
+def test_exif_rotation_is_applied(photos, root):
+    upright = picture(3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    put(photos / "turned.png", upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    assert torch.equal(read(photos, root).unlabeled[0], pixels(upright))
+
+
+# modes: each image is a known colour
+
+
+def sixteen_bits():
+    return Image.fromarray(np.full((SIDE, SIDE), 200 * 257, dtype=np.uint16))
+
+
+def palette_with_transparency():
+    image = Image.new("P", (SIDE, SIDE), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.info["transparency"] = bytes([255, 0])
+    return image
+
+
+MODES = {
+    "grey.png": (Image.new("L", (SIDE, SIDE), 77), (77, 77, 77)),
+    "bilevel.png": (Image.new("1", (SIDE, SIDE), 1), (255, 255, 255)),
+    "palette.png": (Image.new("RGB", (SIDE, SIDE), (1, 2, 3)).quantize(4), (1, 2, 3)),
+    "palette-clear.png": (palette_with_transparency(), (255, 255, 255)),
+    "cmyk.tif": (Image.new("CMYK", (SIDE, SIDE), (255, 0, 0, 0)), (0, 255, 255)),
+    "cmyk.jpg": (Image.new("CMYK", (SIDE, SIDE), (255, 0, 0, 0)), (0, 255, 255)),
+    "sixteen.png": (sixteen_bits(), (200, 200, 200)),
+    "sixteen.tif": (sixteen_bits(), (200, 200, 200)),
+    "thirtytwo.tif": (Image.new("I", (SIDE, SIDE), 200 * 257), (200, 200, 200)),
+    "clear.png": (Image.new("RGBA", (SIDE, SIDE), (9, 9, 9, 0)), (255, 255, 255)),
+    "half.png": (Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 51)), (204, 204, 204)),
+    "grey-half.png": (Image.new("LA", (SIDE, SIDE), (0, 51)), (204, 204, 204)),
+    "film.gif": (Image.new("RGB", (SIDE, SIDE), (0, 0, 255)), (0, 0, 255)),
+    "photo.webp": (Image.new("RGB", (SIDE, SIDE), (128, 128, 128)), (128, 128, 128)),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_becomes_rgb(photos, root, name):
+    image, colour = MODES[name]
+    put(photos / name, image)
+    found = read(photos, root).unlabeled[0].int()
+    assert (found - torch.tensor(colour).view(3, 1, 1)).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.new("F", (SIDE, SIDE), 0.5), "floating-point pixels"),
+        (Image.new("I", (SIDE, SIDE), 70_000), "grey values beyond 16 bits"),
+    ],
+)
+def test_pixels_without_a_known_range_are_refused(photos, root, image, message):
+    put(photos / "x.tif", image)
+    with pytest.raises(ValueError, match=rf"x.tif: not a readable image \({message}"):
+        read(photos, root)
+
+
+# damage
+
+
+def damage(photos):
+    """Three bad files among good ones."""
+    two_classes(photos)
+    whole = put(photos / "train" / "cat" / "3.jpg", picture(5, (64, 64))).read_bytes()
+    (photos / "train" / "cat" / "3.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "train" / "cat" / "4.png").write_bytes(b"")
+    (photos / "train" / "dog" / "notes.txt").write_text("not an image")
+
+
+@pytest.mark.parametrize("bad", ["3.jpg", "4.png", "notes.txt"])
+def test_a_bad_file_is_named(photos, root, bad):
+    damage(photos)
+    for file in photos.rglob("*.*"):
+        if file.name in {"3.jpg", "4.png", "notes.txt"} - {bad}:
+            file.unlink()
+    with pytest.raises(
+        ValueError, match=rf"train/.+/{bad}: not an? .+; skip_bad leaves such files out"
+    ) as caught:
+        read(photos, root)
+    assert "BytesIO" not in str(caught.value)  # Pillow names what it was given, which tells a user nothing
+    assert not list(root.rglob("meta.json"))
+
+
+def test_skip_bad_leaves_them_out_and_says_how_many(photos, root, capsys):
+    damage(photos)
+    for _ in range(2):  # decoded, then from the cache
+        data = read(photos, root, skip_bad=True)
+        assert data.train_labels.tolist() == [0, 0, 0, 1] and len(data.train) == 4
+        assert "3 unreadable files left out, the first train/cat/3.jpg: not" in capsys.readouterr().out
+    good = [photos / "train" / name for name in ("cat/1.png", "cat/2.png", "cat/10.png", "dog/a.png")]
+    assert torch.equal(data.train, torch.stack([pixels(Image.open(file)) for file in good]))
+
+
+def test_a_cache_with_files_left_out_does_not_hide_them(photos, root):
+    damage(photos)
+    read(photos, root, skip_bad=True)
+    with pytest.raises(ValueError, match=r"photos/train/cat/3\.jpg: not a readable image"):
+        read(photos, root)
+
+
+def test_a_class_with_bad_files_only_is_named(photos, root):
+    two_classes(photos)
+    (photos / "train" / "dog" / "a.png").write_bytes(b"bad")
+    with pytest.raises(ValueError, match="train/dog has no readable image"):
+        read(photos, root, skip_bad=True)
+
+
+def test_a_zip_bomb_is_refused(photos, root, monkeypatch):
+    put(photos / "bomb.png", Image.new("1", (400, 400)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"bomb\.png: not a readable image \(Image size .* exceeds limit"):
+        read(photos, root)
+
+
+@pytest.mark.parametrize("cores", [1, 3, 1000])
+def test_no_more_threads_than_cores_that_the_process_may_use(photos, root, monkeypatch, capsys, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    read(two_classes(photos), root)
+    assert f"decoding 4 images to 8 pixels, threads: {min(cores, 16)}\n" in capsys.readouterr().out
+
+
+# the cache
+
+
+def decodes(capsys):
+    return capsys.readouterr().out.count("decoding")
+
+
+def test_images_are_decoded_once(photos, root, capsys):
+    two_classes(photos)
+    first = read(photos, root)
+    assert decodes(capsys) == 1
+    second = read(photos, root)
+    assert decodes(capsys) == 0 and torch.equal(first.train, second.train)
+
+
+def test_a_folder_that_moved_is_not_decoded_again(photos, root, capsys):
+    two_classes(photos)
+    read(photos, root)
+    shutil.copytree(photos, photos.parent / "copy")
+    assert decodes(capsys) == 1
+    read(photos.parent / "copy", root)
+    assert decodes(capsys) == 0
+
+
+def test_another_size_is_decoded_beside(photos, root, capsys):
+    two_classes(photos)
+    read(photos, root)
+    assert read(photos, root, image_size=4).train.shape[-1] == 4
+    read(photos, root)
+    assert decodes(capsys) == 2
+
+
+def test_a_file_with_other_content_is_seen(photos, root):
+    """Even with the same name, size and modification time, as `cp --preserve` leaves them."""
+    file = put(photos / "a.bmp", picture(1))
+    before = file.stat()
+    read(photos, root)
+    put(file, picture(2))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert torch.equal(read(photos, root).unlabeled[0], pixels(picture(2)))
+
+
+def test_a_renamed_class_is_seen(photos, root):
+    two_classes(photos)
+    read(photos, root)
+    (photos / "train" / "cat").rename(photos / "train" / "zebra")
+    data = read(photos, root)
+    assert data.classes == ("dog", "zebra") and data.train_labels.tolist() == [0, 1, 1, 1]
+
+
+def test_a_file_that_moved_to_another_class_is_seen(photos, root):
+    """The same images in the same order, but not the same labels."""
+    two_classes(photos)
+    read(photos, root)
+    (photos / "train" / "cat" / "10.png").rename(photos / "train" / "dog" / "0.png")
+    assert read(photos, root).train_labels.tolist() == [0, 0, 1, 1]
+
+
+def test_folders_are_told_apart_without_their_times(photos, root, monkeypatch):
+    """Two folders with files of the same name and size, where the file system keeps no times."""
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **options: os.stat_result(tuple(stat(path, **options))))
+    for seed in (1, 2):
+        put(photos / str(seed) / "x.bmp", picture(seed))
+        assert torch.equal(read(photos / str(seed), root).unlabeled[0], pixels(picture(seed)))
+
+
+def test_unchanged_files_are_not_read_again(photos, root, monkeypatch):
+    two_classes(photos)
+    read(photos, root)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+    assert len(read(photos, root).train) == 4
+
+
+def test_a_complete_cache_needs_nothing_written(photos, root, monkeypatch):
+    """So a cache on a read-only disk serves, even for a copy of the folder that was decoded."""
+
+    def read_only(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    two_classes(photos)
+    read(photos, root)
+    shutil.copytree(photos, photos.parent / "copy")
+    monkeypatch.setattr(folder, "write_text", read_only)
+    monkeypatch.setattr(folder, "alone", read_only)
+    assert len(read(photos.parent / "copy", root).train) == 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_are_mapped_and_a_change_in_place_stays_out_of_the_cache(photos, root):
+    two_classes(photos)
+    data = read(photos, root)
+    original = data.train.clone()
+    data.train.zero_()
+    assert torch.equal(read(photos, root).train, original)
+
+
+def test_a_damaged_cache_is_named(photos, root):
+    two_classes(photos)
+    read(photos, root)
+    (cached,) = root.rglob("train.npy")
+    cached.write_bytes(cached.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"train\.npy is damaged .*; delete "):
+        read(photos, root)
+
+
+def test_a_root_that_cannot_be_written_is_named(photos, root):
+    two_classes(photos)
+    root.write_text("a file, not a folder")
+    with pytest.raises(OSError, match=r"cannot be written .* set DCOPY_DATA"):
+        read(photos, root)
+
+
+def test_a_full_disk_leaves_no_cache(photos, root, monkeypatch):
+    two_classes(photos)
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder.np, "save", lambda file, array: full(file))
+    with pytest.raises(OSError, match="No space left"):
+        read(photos, root)
+    assert not list(root.rglob("meta.json")) and not list(root.rglob("*.tmp"))
+    monkeypatch.undo()
+    assert len(read(photos, root).train) == 4
+
+
+def test_what_a_killed_process_left_is_removed(photos, root):
+    two_classes(photos)
+    read(photos, root)
+    (complete,) = root.rglob("meta.json")
+    complete.unlink()
+    (complete.parent / ".train.npy.x.tmp").write_bytes(b"half of")
+    assert len(read(photos, root).train) == 4
+    assert not list(root.rglob("*.tmp"))
+
+
+def test_two_processes_decode_once(photos, root):
+    two_classes(photos)
+    code = f"from dcopy.data import load; print(len(load('folder:{photos}', {str(root)!r}).train), 'images')"
+    hold = f"""
+import sys, time
+from dcopy.data import folder
+decode = folder.decode
+def slow(file, size):
+    print("begun", flush=True)
+    sys.stdin.readline()
+    return decode(file, size)
+folder.decode = slow
+{code}"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", hold], **pipes)]
+    try:
+        while "begun" not in (line := processes[0].stdout.readline()):
+            assert line, "the first process ended"
+        processes.append(subprocess.Popen([sys.executable, "-c", code], **pipes))
+        assert "waiting for another process" in processes[1].stdout.readline()
+        outputs = [process.communicate("\n" * 10, timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all("4 images" in output for output in outputs), outputs
+    assert "decoding" not in outputs[1]
+
+
+# real images
+
+
+def test_real_imagenette(real_data, photos, root, capsys):
+    with zipfile.ZipFile(real_data / "imagenette128.zip") as archive:
+        archive.extractall(photos, [name for name in archive.namelist() if name.startswith("val/")])
+    (photos / "val").rename(photos / "train")
+    data = read(photos, root, image_size=32)
+    assert data.train.shape == (3925, 3, 32, 32) and len(data.classes) == 10
+    assert (data.train_labels.bincount(minlength=10) > 300).all()
+    mean = data.train.float().mean((0, 2, 3)) / 255
+    assert (mean - torch.tensor([0.46, 0.45, 0.43])).abs().max() < 0.03  # ImageNet: 0.485 0.456 0.406
+
+
+def test_real_cifar10_comes_back_pixel_by_pixel(real_data, photos, root):
+    expected = []
+    for split, archive in (("train", "cifar10-train-a.zip"), ("test", "cifar10-test.zip")):
+        with zipfile.ZipFile(real_data / archive) as parts:
+            classes = parts.read("classes.txt").decode().split()
+            labels = [int(label) for label in parts.read("labels.txt").split()[:500]]
+            sheet = min(name for name in parts.namelist() if name.endswith(".webp"))
+            sheet = np.array(Image.open(io.BytesIO(parts.read(sheet))).convert("RGB"))
+        tiles = sheet.reshape(32, 32, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)[:500]
+        for number, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
+            put(photos / split / classes[label] / f"{number}.png", Image.fromarray(tile))
+        order = sorted(range(500), key=lambda i: (classes[labels[i]], i))
+        expected.append(
+            (torch.from_numpy(tiles[order]).permute(0, 3, 1, 2), [classes[labels[i]] for i in order])
+        )
+    data = read(photos, root, image_size=32)
+    for (images, names), found, labels in zip(
+        expected, (data.train, data.test), (data.train_labels, data.test_labels), strict=True
+    ):
+        assert torch.equal(found, images)
+        assert [data.classes[label] for label in labels] == names

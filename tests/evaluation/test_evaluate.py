@@ -1,0 +1,188 @@
+"""Evaluation: the encoder is left as it is, and every probed encoder leaves one file that can be trusted."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny import tiny_config, tiny_images, tiny_run
+from torch import nn
+
+from dcopy import results
+from dcopy.data import ImageData, augment
+from dcopy.evaluation import evaluate
+from dcopy.evaluation.evaluate import (
+    RawPixels,
+    cached_features,
+    extract_features,
+    load_probes,
+    load_results,
+    probe_runs,
+    random_encoder,
+)
+from dcopy.models import Network
+from dcopy.training import checkpoint
+from dcopy.training.runs import FrozenEncoder
+from dcopy.training.step import Trainer
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """Two classes, dark and bright, of 30 training and 10 test images."""
+    images = tiny_images(80)
+    images[::2] = images[::2] // 2
+    labels = torch.arange(80) % 2
+    return ImageData("tiny", images[:60], labels[:60], images[60:], labels[60:], ("dark", "bright"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two methods with the same seed, and so with the same encoder before training."""
+    folder = tmp_path_factory.mktemp("results") / "runs"
+    return [tiny_run(folder, tiny_config(method=method, epochs=1)) for method in ("directcopy", "none")]
+
+
+# features
+
+
+def test_a_frozen_encoder_stays_frozen():
+    encoder = FrozenEncoder(Network(tiny_config(), 1).encoder, tiny_config())
+    for mode in (True, False):
+        assert encoder.train(mode) is encoder
+        assert not any(module.training for module in encoder.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_features_are_representations_of_clean_images_in_eval_mode():
+    config, images = tiny_config(), tiny_images()
+    network = Network(config, 1)
+    network(torch.randn(20, 1, 16, 16))  # moves the running statistics away from 0 and 1
+    features = extract_features(FrozenEncoder(network.encoder, config), images)
+    clean = augment.build("digits").clean(images)
+    with torch.no_grad():
+        expected = network.encoder.eval()(clean)
+    assert features.dtype == np.float32 and features.shape == (50, network.encoder.out_dim)
+    np.testing.assert_allclose(features, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_extracting_moves_nothing():
+    """Also for an encoder of one's own that is in train mode; the batch size changes nothing but speed."""
+    encoder = nn.Sequential(RawPixels(), nn.Linear(256, 8), nn.BatchNorm1d(8))
+    before = copy.deepcopy(encoder.state_dict())
+    features = extract_features(encoder.train(), tiny_images())
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    np.testing.assert_allclose(extract_features(encoder, tiny_images(), batch_size=7), features, atol=1e-6)
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="there are no images"):
+        extract_features(RawPixels(), tiny_images()[:0])
+
+
+def test_raw_pixels_are_the_pixels():
+    images = tiny_images()
+    assert np.array_equal(
+        extract_features(RawPixels(), images), images.numpy().reshape(50, 256) / np.float32(255)
+    )
+
+
+def test_the_random_encoder_is_the_one_a_run_starts_from(runs):
+    config = runs[0].config
+    start = checkpoint.fingerprint(Trainer(config, 1).online.encoder)
+    assert checkpoint.fingerprint(random_encoder(config, 1).encoder) == start
+    other = tiny_config(method="mlp", target_start="random")
+    assert checkpoint.fingerprint(random_encoder(other, 1).encoder) == start
+    assert checkpoint.fingerprint(runs[0].encoder.encoder) != start
+
+
+def test_cached_features_are_those_of_these_weights_and_images(tmp_path, monkeypatch):
+    images, encoder = tiny_images(), nn.Sequential(RawPixels(), nn.Linear(256, 4))
+    features = cached_features(encoder, images, tmp_path)
+    assert np.array_equal(features, cached_features(encoder, images, None))
+    with torch.no_grad():
+        other = copy.deepcopy(encoder)
+        other[1].bias[0] += 1
+    assert not np.array_equal(cached_features(other, images, tmp_path), features)
+    assert not np.array_equal(cached_features(encoder, images.flip(0), tmp_path), features)
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr(evaluate, "extract_features", None)
+    assert np.array_equal(cached_features(encoder, images, tmp_path), features)
+
+
+# all probes
+
+
+def test_evaluate_gives_every_probe_of_one_encoder(labelled, tmp_path):
+    record = evaluate.evaluate(RawPixels(), labelled, draws=2, cache=tmp_path)
+    assert record["linear"]["accuracy"] > 0.7 and 0 <= record["knn"] <= 1
+    assert [point["labels_per_class"] for point in record["label_efficiency"]] == [1, 5, 10, 20, "all"]
+    assert record["feature_dim"] == 256
+    assert record["protocol"] == evaluate.protocol(labelled, draws=2)
+    results.write_json(tmp_path / "probe.json", record)  # plain numbers, no NaN
+    assert results.read_json(tmp_path / "probe.json") == record
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_evaluate_needs_labelled_images(split, labelled):
+    empty = {f"{split}": labelled.train[:0], f"{split}_labels": labelled.train_labels[:0]}
+    data = ImageData(**vars(labelled) | empty)
+    with pytest.raises(ValueError, match=f"tiny has no labelled {split} images"):
+        evaluate.evaluate(RawPixels(), data)
+
+
+def test_runs_are_probed_with_their_baselines_once(runs, labelled, monkeypatch):
+    run_dir = runs[0].folder.parent
+    records = probe_runs(runs, labelled, run_dir, draws=2)
+    assert [record["method"] for record in records] == ["pixels", "random", "directcopy", "random", "none"]
+    assert records[1] == records[3]  # the same encoder, probed once
+    assert records[2]["baselines"] == records[4]["baselines"] == ["digits-pixels", records[1]["name"]]
+    for record in records:
+        assert results.read_json(run_dir / record["name"] / "probe.json") == record
+    assert records[2]["encoder_fingerprint"] == checkpoint.fingerprint(runs[0].encoder)
+
+    probed = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda encoder, *_, **__: probed.append(encoder) or records[0])
+    assert probe_runs(runs, labelled, run_dir, draws=2) == records and not probed
+    with torch.no_grad():
+        next(runs[0].encoder.parameters()).add_(1)  # as a run that was made again
+    probe_runs(runs, labelled, run_dir, draws=2)
+    assert probed == [runs[0].encoder]
+
+
+def test_probes_of_other_options_or_images_are_made_again(labelled, tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, tiny_config(epochs=1))
+    probe_runs([run], labelled, tmp_path, draws=1)
+    probed, probe = [], evaluate.evaluate
+    monkeypatch.setattr(evaluate, "evaluate", lambda *a, **o: probed.append(o) or probe(*a, **o))
+    probe_runs([run], labelled, tmp_path, draws=2)
+    assert probed == [{"draws": 2}] * 3
+    fewer = {"train": labelled.train[:50], "train_labels": labelled.train_labels[:50]}
+    probe_runs([run], ImageData(**vars(labelled) | fewer), tmp_path, draws=2)
+    assert len(probed) == 6
+
+
+def test_probes_are_read_with_the_baselines_of_the_runs_asked_for(tmp_path):
+    baselines = {"pixels": [], "random-0": [], "random-1": []}
+    own = {"run-0": ["pixels", "random-0"], "run-1": ["pixels", "random-1"]}
+    for name, behind in (baselines | own).items():
+        record = {"name": name} | ({"baselines": behind} if behind else {})
+        results.write_json(tmp_path / "runs" / name / "probe.json", record)
+    assert {probe["name"] for probe in load_probes(tmp_path)} == baselines.keys() | own.keys()
+    assert {probe["name"] for probe in load_probes(tmp_path, ["run-1"])} == {"pixels", "random-1", "run-1"}
+    with pytest.raises(ValueError, match="holds no probed runs"):
+        load_results(tmp_path)  # none has a result
+    results.write_json(tmp_path / "runs" / "run-0" / "result.json", {"name": "run-0"})
+    outcomes, probes = load_results(tmp_path)
+    assert outcomes == [{"name": "run-0"}] and {probe["name"] for probe in probes} == {
+        "pixels",
+        "random-0",
+        "run-0",
+    }
+
+
+def test_few_labels_are_as_many_as_the_smallest_class_has(labelled):
+    scarce = ImageData("scarce", labelled.train[:16], labelled.train_labels[:16], labelled.test,
+                       labelled.test_labels, labelled.classes)  # fmt: skip
+    record = evaluate.evaluate(RawPixels(), scarce, draws=2)
+    assert [point["labels_per_class"] for point in record["label_efficiency"]] == [1, 5, "all"]

@@ -1,0 +1,194 @@
+"""Probes: each against a plain reference, and none chooses anything by the test set."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+
+from dcopy.evaluation import probes
+from dcopy.evaluation.probes import (
+    C_GRID,
+    choose_labels,
+    knn_probe,
+    label_efficiency,
+    linear_probe,
+    reference_probe,
+)
+
+
+def blobs(train=160, test=80, dim=30, classes=4, noise=2.5, seed=0):
+    """Gaussian classes whose features have other means and scales: train_x, train_y, test_x, test_y."""
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(classes, dim))
+    y = np.arange(train + test) % classes
+    x = centres[y] + noise * generator.normal(size=(train + test, dim))
+    x = (x * 10.0 ** (np.arange(dim) % 5 - 2) + 5).astype(np.float32)
+    return x[:train], y[:train], x[train:], y[train:]
+
+
+def standardize(x, reference):
+    return (x - reference.mean(axis=0)) / reference.std(axis=0)
+
+
+# linear probe
+
+
+def test_linear_probe_is_logistic_regression_on_features_standardized_by_the_training_set():
+    train_x, train_y, test_x, test_y = blobs()
+    fit = train_test_split(train_x, train_y, test_size=0.2, stratify=train_y, random_state=0)
+    fit_x, held_x, fit_y, held_y = fit
+
+    def score(C, x, y, other_x, other_y):
+        model = LogisticRegression(C=C, max_iter=500).fit(standardize(x, x), y)
+        return model.score(standardize(other_x, x), other_y)
+
+    held = {C: score(C, fit_x, fit_y, held_x, held_y) for C in C_GRID}
+    outcome = linear_probe(train_x, train_y, test_x, test_y)
+    assert len(set(held.values())) > 1 and outcome["validation_accuracy"] == max(held.values())
+    assert held[outcome["C"]] == max(held.values())
+    assert outcome["accuracy"] == score(outcome["C"], train_x, train_y, test_x, test_y)
+    assert outcome["converged"] and outcome["iterations"] < 500
+
+
+def test_linear_probe_reads_the_test_set_for_its_accuracy_alone():
+    train_x, train_y, test_x, test_y = blobs()
+    chosen = ("C", "validation_accuracy", "iterations", "converged")
+    outcome = linear_probe(train_x, train_y, test_x, test_y)
+    other = linear_probe(train_x, train_y, -3 * test_x, np.roll(test_y, 1))
+    assert all(outcome[key] == other[key] for key in chosen)
+    assert other["accuracy"] < outcome["accuracy"] - 0.2
+
+
+def test_linear_probe_says_when_it_has_not_converged(caplog):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        outcome = linear_probe(*blobs(), max_iter=2)
+    assert not caught  # none for each fit, and no path of this machine in an executed notebook
+    (record,) = caplog.records
+    assert record.message.startswith("linear probe: not converged after 2 iterations at C=")
+    assert not outcome["converged"] and outcome["iterations"] == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert linear_probe(*blobs())["converged"]
+
+
+# k-NN
+
+
+def knn_reference(train_x, train_y, test_x, test_y, k, temperature):
+    """The votes of the k nearest, one test image at a time, in float64."""
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train_x, test_x)]
+    bank, queries = (x.astype(np.float64) for x in unit)
+    correct = 0
+    for query, label in zip(queries, test_y, strict=True):
+        cosine = bank @ query
+        nearest = np.argsort(-cosine)[:k]
+        votes = {
+            c: np.exp((cosine[nearest] - 1) / temperature)[train_y[nearest] == c].sum() for c in set(train_y)
+        }
+        correct += max(votes, key=votes.get) == label
+    return correct / len(test_y)
+
+
+@pytest.mark.parametrize("temperature", [10.0, 0.1, 0.005])  # the last one overflows float32 as exp(1 / t)
+@pytest.mark.parametrize("k", [1, 7, 1000])
+def test_knn_probe_equals_a_plain_reference(k, temperature):
+    data = blobs(noise=1.0)
+    data = (standardize(data[0], data[0]), data[1], standardize(data[2], data[0]), data[3])
+    accuracy = knn_probe(*data, k=k, temperature=temperature)
+    assert accuracy == knn_reference(*data, k, temperature) > 0.3
+
+
+def test_knn_probe_counts_all_of_a_large_test_set():
+    train_x, train_y, test_x, test_y = blobs(test=2500, noise=1.0)
+    parts = [
+        knn_probe(train_x, train_y, test_x[i : i + 500], test_y[i : i + 500]) for i in range(0, 2500, 500)
+    ]
+    assert knn_probe(train_x, train_y, test_x, test_y) == pytest.approx(np.mean(parts))
+
+
+# few labels
+
+
+def test_labels_are_chosen_a_number_of_each_class_and_anew_in_every_draw():
+    labels = np.array([0] * 10 + [2] * 6 + [5] * 30)
+    draws = [choose_labels(labels, 4, draw) for draw in range(5)]
+    for chosen in draws:
+        assert len(set(chosen)) == 12
+        assert np.bincount(labels[chosen]).tolist() == [4, 0, 4, 0, 0, 4]
+    assert len({tuple(chosen) for chosen in draws}) == 5
+    assert np.array_equal(choose_labels(labels, 4, 3), draws[3])
+    assert np.array_equal(choose_labels(labels, "all", 0), np.arange(46))
+
+
+def test_every_encoder_is_probed_with_the_same_labels(monkeypatch):
+    taken = []
+
+    def spy(*args):
+        taken.append(choose_labels(*args))
+        return taken[-1]
+
+    monkeypatch.setattr(probes, "choose_labels", spy)
+    train_x, train_y, test_x, test_y = blobs()
+    for features in (train_x, np.random.default_rng(1).normal(size=(160, 3)).astype(np.float32)):
+        test = test_x if features is train_x else test_x[:, :3]
+        label_efficiency(features, train_y, test, test_y, labels_per_class=(1, 5, "all"), draws=3)
+    first, second = taken[:7], taken[7:]
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_label_efficiency_is_logistic_regression_on_the_chosen_images():
+    train_x, train_y, test_x, test_y = blobs()
+    records = label_efficiency(train_x, train_y, test_x, test_y, labels_per_class=(2, "all"), draws=3)
+    x, other_x = standardize(train_x, train_x), standardize(test_x, train_x)
+    for record, number, draws in zip(records, (2, "all"), (3, 1), strict=True):
+        chosen = [choose_labels(train_y, number, draw) for draw in range(draws)]
+        models = [LogisticRegression(C=1.0, max_iter=1000).fit(x[i], train_y[i]) for i in chosen]
+        scores = [model.score(other_x, test_y) for model in models]
+        assert record["labels_per_class"] == number and record["accuracies"] == scores
+        assert record["accuracy_mean"] == pytest.approx(np.mean(scores))
+        assert record["accuracy_std"] == pytest.approx(np.std(scores))
+
+
+# the published protocol
+
+
+def test_reference_probe_reports_the_best_epoch_and_the_last():
+    data = blobs(train=1000, noise=1.0)
+    outcome = reference_probe(*data)
+    assert outcome["best"] >= outcome["last"] > 0.8 and 1 <= outcome["best_epoch"] <= 50
+    assert reference_probe(*data) == outcome
+    noisy = [reference_probe(*blobs(noise=50, seed=seed)) for seed in range(3)]  # accuracy goes up and down
+    assert any(outcome["best"] > outcome["last"] and outcome["best_epoch"] < 50 for outcome in noisy)
+
+
+# bad input
+
+
+@pytest.mark.parametrize("probe", [linear_probe, knn_probe, label_efficiency, reference_probe])
+def test_bad_features_are_refused(probe):
+    train_x, train_y, test_x, test_y = blobs()
+    with pytest.raises(ValueError, match="80 features, but 79 labels"):
+        probe(train_x, train_y, test_x, test_y[1:])
+    for value in (np.nan, np.inf):
+        spoiled = train_x.copy()
+        spoiled[7, 2] = spoiled[9, 0] = value
+        with pytest.raises(ValueError, match="features of image 7 are not finite"):
+            probe(spoiled, train_y, test_x, test_y)
+
+
+@pytest.mark.parametrize(
+    "probe, options, message",
+    [
+        (knn_probe, {"k": 0}, "k=0 is not allowed; it must be an integer of at least 1"),
+        (knn_probe, {"temperature": 0}, "temperature=0 is not allowed; it must be a positive number"),
+        (label_efficiency, {"draws": 0}, "draws=0 is not allowed; it must be an integer of at least 1"),
+        (label_efficiency, {"labels_per_class": (41,)}, "labels_per_class=41 .* between 1 and 40, or 'all'"),
+        (label_efficiency, {"labels_per_class": (0,)}, "labels_per_class=0 is not allowed"),
+    ],
+)
+def test_bad_options_are_refused(probe, options, message):
+    with pytest.raises(ValueError, match=message):
+        probe(*blobs(), **options)

@@ -1,0 +1,38 @@
+"""Records of benchmarks, as their files hold them."""
+
+from dcopy.config import TrainConfig
+
+CIFAR = TrainConfig(dataset="cifar10", method="mlp", batch_size=32)
+BENCH = {
+    "config": TrainConfig(dataset="cifar10", precision="bf16").to_dict(),
+    "step": {
+        "parts": [
+            {"part": "augmentation", "ms": 500.0, "share": 0.25},
+            {"part": "predictor update", "ms": 30.0, "share": 0.015},
+            {"part": "loss and backward", "ms": 1470.0, "share": 0.735},
+        ],
+        **{"ms": 2000.0, "images_per_second": 64.0, "tflop_per_second": 0.1, "clocks": None},
+    },
+    "predictors": [],
+    "provenance": {"device": "a processor, 2 threads"},
+}
+LIGHTLY = {
+    "accuracy": {
+        "config": TrainConfig(method="mlp", epochs=60, batch_size=64).to_dict(),
+        "runs": [
+            {"name": name, "seed": seed, "linear": linear + seed / 100, "knn": 0.9, "seconds": 1.0}
+            for seed in (0, 1)
+            for name, linear in (("BYOL, dcopy", 0.96), ("BYOL, lightly", 0.95), ("SimSiam, lightly", 0.94))
+        ],
+    },
+    "speed": {
+        "config": CIFAR.to_dict(),
+        "images_per_second": [
+            {"BYOL, lightly, fp32": rate, "BYOL, dcopy, fp32": 3 * rate, "BYOL, dcopy, bf16": 2 * rate}
+            for rate in (10.0, 12.0, 30.0)
+        ],
+        "times_as_fast": {"BYOL, lightly, fp32": 1.0, "BYOL, dcopy, fp32": 3.0, "BYOL, dcopy, bf16": 2.0},
+        **{"steps": 4, "workers": 7},
+    },
+    "provenance": {"device": "a processor, 2 threads", "versions": {"lightly": "1.5.20"}},
+}

@@ -1,0 +1,196 @@
+"""Ablations: which runs belong to one, what is said of them, and which directions survive."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from dcopy import results
+from dcopy.config import TrainConfig
+from dcopy.evaluation import variance
+from dcopy.report import ablation_figures, ablations
+from dcopy.workflow import plan
+from dcopy.workflow.presets import ABLATIONS
+
+SHARED = {"dataset": "digits", "epochs": 1}
+
+
+def outcome(accuracy, **fields):
+    """result.json and probe.json of a run, as far as the ablations read them."""
+    config = TrainConfig(**SHARED, **fields)
+    health = {"effective_rank": 9.0, "projection_std": 0.9, "verdict": "healthy", "spectrum": [2.0, 1.0]}
+    points = [{"labels_per_class": 1, "accuracy_mean": accuracy}]
+    return (
+        {"name": config.name, "config": config.to_dict(), "metrics": health},
+        {"name": config.name, "label_efficiency": points, "linear": {"accuracy": 0.9}},
+    )
+
+
+def frame(*outcomes):
+    return ablations.ablation_frame([result for result, _ in outcomes], [probe for _, probe in outcomes])
+
+
+def test_an_ablation_takes_the_runs_that_differ_in_what_it_varies_and_nothing_else():
+    table = frame(
+        outcome(0.6, rho=0.8, seed=1),
+        outcome(0.5, rho=0.0),
+        outcome(0.4),  # the default, a setting of every ablation around it
+        outcome(0.3, rho=0.8, eps=0.5),  # two things at once
+        outcome(0.2, method="none", rho=0.8),
+    )
+    chosen = ablations.select(table, "rho")
+    assert chosen["setting"].tolist() == ["0", "0.3", "0.8"]  # in the ablation's order
+    assert chosen["one_label"].tolist() == pytest.approx([50, 40, 60])
+
+
+def test_where_all_is_computed_in_bf16_that_is_the_default_of_every_ablation():
+    table = frame(
+        *(outcome(0.5, precision="bf16", rho=rho) for rho in (0.0, 0.3, 0.8)), outcome(0.4)
+    )  # the last one in fp32
+    assert ablations.select(table, "rho")["setting"].tolist() == ["0", "0.3", "0.8"]
+    assert ablations.select(table, "precision")["setting"].tolist() == ["fp32", "bf16"]
+
+
+def test_every_setting_of_an_ablation_has_a_name_of_its_own():
+    """In one frame, where a field that not all methods have is NaN for the others."""
+    runs = [outcome(0.5, **variant) for variants in ABLATIONS.values() for variant in variants]
+    table = frame(*{result["name"]: (result, probe) for result, probe in runs}.values())
+    for name, variants in ABLATIONS.items():
+        assert ablations.select(table, name)["setting"].nunique() == len(variants)
+
+
+def test_a_finding_compares_the_same_seeds():
+    noise = (0.0, 0.1, 0.2)  # between seeds, far more than between settings
+    runs = [outcome(0.5 + bonus + extra, freq=freq, seed=seed)
+            for freq, bonus in ((1, 0.01), (2, 0.0))
+            for seed, extra in enumerate(noise)]  # fmt: skip
+    found = ablations.finding(frame(*runs), "freq")
+    assert (found["best"], found["worst"], found["n"]) == ("1", "2", 3)
+    assert found["difference"] == pytest.approx(1.0, abs=1e-3)
+    assert found["standard_error"] == pytest.approx(0, abs=1e-3) and found["clear"]
+
+
+def test_noise_is_not_called_clear():
+    runs = [outcome(accuracy, freq=freq, seed=seed)
+            for freq, accuracies in ((1, (0.5, 0.7, 0.6)), (2, (0.6, 0.5, 0.65)))
+            for seed, accuracy in enumerate(accuracies)]  # fmt: skip
+    found = ablations.finding(frame(*runs), "freq")
+    assert "within the noise" in found["sentence"] and not found["clear"]
+    without = ablations.finding(frame(*runs[:-1]), "freq")  # the last seed lacks a setting
+    assert without["n"] == 2 and without["difference"] == pytest.approx(5)
+    only = ablations.finding(frame(*runs[::3]), "freq")  # one seed
+    assert "one seed cannot tell the difference of 10.0 points from noise" in only["sentence"]
+
+
+def test_of_two_settings_the_range_test_is_the_paired_t_test():
+    table = pd.DataFrame([[1.0, 2.1], [4.0, 4.5], [2.0, 3.3], [9.0, 9.2]])
+    assert ablations.range_test(table) == pytest.approx(stats.ttest_rel(table[0], table[1]).pvalue, rel=1e-3)
+
+
+def test_best_and_worst_of_many_equal_settings_are_seldom_called_different():
+    rng = np.random.default_rng(0)
+    seeds = 5 * rng.normal(size=(400, 3, 1))  # good and bad ones, which the pairing takes off
+    tables = seeds + rng.normal(size=(400, 3, 18))
+    below = np.mean([ablations.range_test(pd.DataFrame(table)) < 0.05 for table in tables])
+    assert 0.02 < below < 0.08
+    assert ablations.range_test(pd.DataFrame(tables[0] + 10 * np.eye(18)[4])) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("symmetric", "told"), [(0.4, "as they find."), (0.7, "the reverse of what they find")]
+)
+def test_symmetry_without_ema_is_held_against_the_publication(symmetric, told):
+    runs = [outcome(accuracy + noise, method="linear", ema=ema, predictor_symmetric=kind, seed=seed)
+            for seed, noise in enumerate((0.0, 0.05))
+            for ema, kind, accuracy in ((0, False, 0.5), (0, True, symmetric), (0.9, True, 0.1))]  # fmt: skip
+    sentence = ablations.symmetry_finding(frame(*runs))
+    assert f"{100 * (symmetric - 0.5):.1f} ± 0.0 points (paired, n = 2)" in sentence and told in sentence
+
+
+def test_settings_that_are_numbers_are_joined_and_words_are_not():
+    table = frame(*(outcome(0.5, **variant) for variant in ABLATIONS["weight_decay"] + ABLATIONS["linear"]))
+    numbers, words = (
+        ablation_figures.lines(ablations.select(table, name), name) for name in ("weight_decay", "linear")
+    )
+    assert [len(ax.collections) for ax in numbers.axes] == [1, 1]  # the band
+    assert [len(ax.containers) for ax in words.axes] == [1, 1]  # the whiskers
+    assert [ax.get_xlabel() for ax in numbers.axes] == ["weight_decay"] * 2
+    plt.close("all")
+
+
+def test_switches_join_the_two_settings_of_each_seed():
+    runs = [outcome(accuracy + 0.1 * seed, precision=precision, seed=seed)
+            for precision, accuracy in (("fp32", 0.5), ("bf16", 0.6)) for seed in range(2)]  # fmt: skip
+    table = frame(*runs)
+    figure = ablation_figures.switches({"precision": ablations.select(table, "precision"), "none": table[:0]})
+    first, second, mean = (line.get_ydata() for line in figure.axes[0].lines)
+    assert first == pytest.approx([50, 60]) and second == pytest.approx([60, 70])
+    assert list(mean) == pytest.approx([55, 65])
+    assert [text.get_text() for text in figure.axes[1].texts] == ["not run"]
+    plt.close(figure)
+
+
+def test_what_was_not_run_says_so():
+    assert "not run" in ablations.symmetry_finding(frame(outcome(0.5)))
+    assert ablations.finding(frame(outcome(0.5)), "linear")["sentence"].endswith("not run.")
+
+
+def test_committed_findings_are_those_of_the_committed_runs():
+    folder = plan.ROOT / "results" / "ablations"
+    if not (folder / "tables" / "findings.json").exists():
+        pytest.skip("results/ablations has no findings yet")
+    from dcopy.evaluation.evaluate import load_results
+
+    table = ablations.ablation_frame(*load_results(folder))
+    findings = {found["ablation"]: found for found in results.read_json(folder / "tables" / "findings.json")}
+    directions = findings.pop("surviving directions")  # needs weights, which are not committed
+    assert findings == {name: ablations.finding(table, name) for name in ABLATIONS}
+    correlations = pd.Series(directions["rank_correlations"])
+    assert len(correlations) == len(ablations.select(table, "weight_decay"))
+    assert f"{correlations.mean():.2f} on average" in directions["sentence"]
+    assert f"{(correlations < 0).sum()} of {len(correlations)} runs" in directions["sentence"]
+
+
+def test_rank_correlations_of_all_runs_make_one_sentence():
+    decay = frame(*(outcome(0.5, weight_decay=0.0, seed=seed) for seed in range(3)))
+    falls = {"eigenvalue": [3.0, 2.0, 1.0], "sigma2": [0.1, 0.2, 0.3]}
+    rises = {"eigenvalue": [3.0, 2.0, 1.0], "sigma2": [0.3, 0.2, None]}
+    found = ablations.variance_finding(decay, dict(zip(decay["name"], (falls, falls, rises), strict=True)))
+    assert found["rank_correlations"] == pytest.approx([-1, -1, -0.5])
+    assert "-0.83 on average, from -1.00 to -0.50; 3 of 3 runs have" in found["sentence"]
+    assert "not run" in ablations.variance_finding(decay[:0], {})["sentence"]
+
+
+@pytest.fixture
+def linear_world(monkeypatch):
+    """Projections are the first two pixels; augmentation adds noise of std 0, 2 to them."""
+    network = nn.Flatten()
+    F = torch.diag(torch.tensor([3.0, 1.0]))
+    noise = torch.tensor([0.0, 2.0])
+
+    def augmentation(images, generator):
+        x = images.flatten(1).float()
+        return (x + noise * torch.randn(x.shape, generator=generator)).view(images.shape)
+
+    monkeypatch.setattr(variance, "load_network", lambda folder: (network, F, TrainConfig()))
+    monkeypatch.setattr(variance.augment, "build", lambda *_: augmentation)
+    return torch.randint(0, 9, (4000, 1, 1, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_variances_are_those_of_images_and_of_noise(linear_world):
+    found = variance.variances("", linear_world, views=4)
+    over = linear_world.float().flatten(1).var(dim=0)
+    assert found["eigenvalue"] == pytest.approx([3, 1])
+    assert found["augmentation"] == pytest.approx([0, 4], rel=0.05)
+    assert found["image"] == pytest.approx(over.tolist(), rel=0.05)  # the noise of 4 views is taken off
+    assert found["sigma2"][1] == pytest.approx(4 / over[1].item(), rel=0.1)
+
+
+def test_survivors_hold_a_share_of_the_trace():
+    record = {"eigenvalue": [5.0, 4.0, 0.01, 0.001], "sigma2": [0.1, 0.3, 2.0, None]}
+    found = variance.summarize(record, share=0.01)
+    assert found["survivors"] == 2 and found["rank_correlation"] == pytest.approx(-1)
+    assert found["sigma2_survivors"] == pytest.approx(0.1)  # torch's median: the lower of two

@@ -1,0 +1,245 @@
+"""README.md says what the files say, and its example runs."""
+
+import re
+import subprocess
+
+import nbformat
+import pandas as pd
+import pytest
+from helpers.records import BENCH, LIGHTLY
+
+import dcopy
+from dcopy import results
+from dcopy.config import TrainConfig
+from dcopy.report import published, readme, tables
+from dcopy.workflow import plan, presets
+
+README = plan.ROOT / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def changed(path: str) -> bool:
+    """Do files under `path` differ from the commit?"""
+    command = ["git", "-C", str(plan.ROOT), "status", "--porcelain", "--", path]
+    return bool(subprocess.run(command, capture_output=True, text=True).stdout)
+
+
+def test_the_readme_agrees_with_the_files():
+    """Of a run of one's own, not in a commit yet, the README need not know."""
+    if not (plan.ROOT / "results/quick/tables/methods.csv").exists():
+        pytest.skip("results/quick has no tables yet")
+    if readme.origin(plan.ROOT / "results") not in TEXT and changed("results"):
+        pytest.skip(
+            "results/ holds runs of your own; `python -m dcopy.report.readme` puts them into README.md"
+        )
+    assert readme.fill(TEXT, plan.ROOT) == TEXT, "`python -m dcopy.report.readme` writes it anew"
+
+
+def test_the_readme_lists_the_presets():
+    assert readme.presets_part() in TEXT
+    assert all(preset.summary in TEXT for preset in presets.PRESETS.values())
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project with the results of two digits runs, one claim and one run of Table 1."""
+    folder = tmp_path / "results"
+    results.write_text(folder / "reference/published.csv", _published())
+    quick = folder / "quick"
+    methods = [
+        {"method": "DirectCopy", "health (no labels used)": "healthy 3/3", "1 a class": "84.9 ± 1.0"},
+        {"method": "no predictor", "health (no labels used)": "collapsed 3/3", "1 a class": "30.5 ± 2.0"},
+    ]
+    tables.write_table(pd.DataFrame(methods), quick / "tables/methods", "Digits, in percent.")
+    rows = [
+        {"claim": 3, "relative_error": 2.5e-9, "pass": True},
+        {"claim": 3, "relative_error": 1e-9, "pass": True},
+        {"claim": 10, "relative_error": 0.7, "pass": False},
+    ]
+    results.write_csv(quick / "theory/claims.csv", rows)
+    for name, seconds in (("01_linear_theory", 65.0), ("03_pretrain-a", 50.0), ("03_pretrain-b", 40.0)):
+        notebook = nbformat.v4.new_notebook(metadata={"papermill": {"duration": seconds}})
+        results.write_text(quick / f"notebooks/{name}.ipynb", nbformat.writes(notebook))
+    results.write_text(quick / "notebooks/03_pretrain-c.failed.ipynb", "{}")
+    _run(quick, TrainConfig(dataset="digits"), finished="2024-01-01")
+    _run(folder / "cifar10", TrainConfig(dataset="cifar10"), finished="2024-02-02")
+    return tmp_path
+
+
+@pytest.fixture
+def full_project(project):
+    """The same with all that the README can show."""
+    folder = project / "results"
+    small = folder / "cifar10-small"
+    methods = pd.DataFrame([{"method": "DirectCopy", "1 a class": "23.4 ± 0.5"}])
+    tables.write_table(methods, small / "tables/methods", "In percent; cifar10.", ["a note below"])
+    _run(small, TrainConfig(dataset="cifar10", width=8), finished="2024-03-03", commit="def", device="a CPU")
+    _run(folder / "ablations", TrainConfig(eps=0.1), finished="2024-04-04", commit="fed", device="a CPU")
+    findings = [
+        {"ablation": "eps", "sentence": "ε: best 0.3."},
+        {"ablation": "variance", "sentence": "ρ -0.4."},
+    ]
+    results.write_json(folder / "ablations/tables/findings.json", findings)
+    results.write_json(folder / "comparison/lightly.json", LIGHTLY)
+    results.write_json(folder / "bench/cpu.json", BENCH)
+    clocked = BENCH["step"] | {"clocks": {"clocks.sm": 1980.0}, "ms": 20.0}
+    device = {"provenance": {"device": "some accelerator"}}
+    results.write_json(folder / "bench/step.json", BENCH | device | {"step": clocked})
+    return project
+
+
+def _published() -> str:
+    return (plan.ROOT / "results/reference/published.csv").read_text(encoding="utf-8")
+
+
+def _run(folder, config, **result):
+    path = folder / "runs" / config.name
+    origin = {"config": config.to_dict(), "commit": "abc", "device": "a GPU"}
+    results.write_json(path / "result.json", origin | result)
+    probe = {"linear": {"accuracy": 0.8125, "converged": True}, "reference": {"best": 0.8225}}
+    results.write_json(path / "probe.json", probe | {"commit": "cba", "finished": "2024-01-01"})
+
+
+def row(part: str, start: str) -> list[str]:
+    (line,) = (line for line in part.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_every_number_comes_from_its_file(project):
+    part = readme.results_part(project / "results")
+    assert row(part, "DirectSet(α) learns")[3:] == ["2 of 2 predictions met, largest error 3e-09", "1:05"]
+    assert row(part, "The labels needed")[3:] == ["0 of 1 predictions met, largest error 0.7", "—"]
+    health = "DirectCopy healthy 3/3, no predictor collapsed 3/3"
+    assert row(part, "Digits: collapse")[3:] == [health, "1:30"]  # of both copies that finished
+    assert row(part, "Digits, accuracy")[3] == "DirectCopy 84.9 ± 1.0"  # no other method was run
+    assert row(part, "With q₋")[3] == "not run"
+    assert (project / "results/quick/tables/methods.md").read_text().strip() in part
+    assert row(part, "CIFAR-10 | DirectCopy")[2].endswith("† / 81.2 (82.2)")
+    assert row(part, "CIFAR-10 | DirectCopy")[3].endswith("† / not run")
+    assert published.DAGGER in part
+
+
+def test_each_preset_names_its_commits_and_devices(full_project):
+    folder = full_project / "results"
+    _run(folder / "quick", TrainConfig(seed=1), finished="2024-05-05", commit="bcd")
+    part = readme.results_part(folder)
+    assert [line for line in part.splitlines() if line.startswith("- `")] == [
+        "- `ablations`: 1 runs of commit fed on a CPU, probed by cba; the last file is of 2024-04-04.",
+        "- `cifar10`: 1 runs of commit abc on a GPU, probed by cba; the last file is of 2024-02-02.",
+        "- `cifar10-small`: 1 runs of commit def on a CPU, probed by cba; the last file is of 2024-03-03.",
+        "- `quick`: 2 runs of commit abc, bcd on a GPU, probed by cba; the last file is of 2024-05-05.",
+    ]
+    assert readme.origin(folder) in part
+    _run(folder / "smoke", TrainConfig(dataset="cifar10"), finished="2025")
+    _run(folder / "mine", TrainConfig(lr=0.1), finished="2025")  # of which the README shows nothing
+    assert readme.results_part(folder) == part
+
+
+def test_every_part_is_shown_where_its_file_is(full_project):
+    folder = full_project / "results"
+    part = readme.results_part(folder)
+    assert (folder / "cifar10-small/tables/methods.md").read_text().strip() in part
+    assert "\n- ε: best 0.3.\n- ρ -0.4.\n" in part
+    assert row(part, "BYOL, lightly, fp32")[1:] == ["95.5 ± 0.7", "90.0 ± 0.0", "2", "12", "1.00"]
+    assert "lightly 1.5.20" in part and "7 workers" in part
+    assert row(part, "cpu |")[1] == "a processor, 2 threads"
+    assert row(part, "step |")[1] == "some accelerator"
+    assert part.count("<details>") == part.count("</details>") == 2
+    assert "a GPU: not run" not in part and "preset: not run" not in part and "small: not run" not in part
+    (folder / "bench/step.json").unlink()
+    assert "Speed on a GPU: not run." in readme.results_part(folder)
+
+
+def test_what_peeks_and_which_protocols_differ_is_said_with_table_1(project):
+    (text,) = (line for line in readme.results_part(project / "results").splitlines() if "peeks at" in line)
+    for word in ("In brackets", "no result", "probe", "target's start", "bf16", published.DAGGER):
+        assert word in text
+
+
+def test_a_probe_that_did_not_converge_is_marked(project):
+    (path,) = project.glob("results/cifar10/runs/*/probe.json")
+    probe = results.read_json(path)
+    results.write_json(path, probe | {"linear": probe["linear"] | {"converged": False}})
+    part = readme.results_part(project / "results")
+    assert row(part, "CIFAR-10 | DirectCopy")[2].endswith("† / 81.2‡ (82.2)")
+    assert [line for line in part.splitlines() if line.startswith("‡") and "1 of 1" in line]
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [
+        ("quick/tables/methods.md", "84.9", "85.9"),
+        ("quick/tables/methods.csv", "84.9", "85.9"),
+        ("quick/theory/claims.csv", "2.5e-09", "2.5e-03"),
+        ("reference/published.csv", "77.86", "77.96"),
+        ("cifar10/runs/*/probe.json", "0.8125", "0.7125"),
+        ("cifar10/runs/*/probe.json", "0.8225", "0.7225"),
+        ("cifar10-small/tables/methods.md", "23.4", "24.4"),
+        ("cifar10-small/runs/*/result.json", "def", "fed"),
+        ("ablations/tables/findings.json", "0.3", "0.4"),
+        ("comparison/lightly.json", "0.95", "0.85"),
+        ("comparison/lightly.json", "1.5.20", "1.5.21"),
+        ("bench/cpu.json", "0.015", "0.025"),
+    ],
+)
+def test_a_change_in_any_file_shows(full_project, path, old, new):
+    before = readme.fill(TEXT, full_project)
+    assert readme.fill(before, full_project) == before
+    (file,) = (full_project / "results").glob(path)
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    assert readme.fill(before, full_project) != before
+
+
+def test_without_results_all_is_not_run(tmp_path):
+    results.write_text(tmp_path / "results/reference/published.csv", _published())
+    part = readme.results_part(tmp_path / "results")
+    assert part.count("| not run | — |") == len(readme.CLAIMS)
+    assert "No run has finished yet." in part
+    for what in ("The quick preset", "cifar10-small", "Ablations", "The comparison with lightly"):
+        assert f"\n\n{what}: not run." in part
+    assert "Speed on a GPU: not run." in part
+
+
+def test_two_protocols_of_one_cell_are_both_listed(project):
+    _run(project / "results/cifar10", TrainConfig(dataset="cifar10", precision="bf16"), finished="2024")
+    part = readme.results_part(project / "results")
+    assert row(part, "CIFAR-10 | DirectCopy")[2].endswith("† / 81.2 (82.2), 81.2 (82.2)")
+
+
+def test_only_the_generated_parts_are_written(project):
+    def handwritten(text):
+        return re.sub(r"(<!-- (\w+):begin -->).*?(<!-- \2:end -->)", r"\1\3", text, flags=re.DOTALL)
+
+    assert handwritten(readme.fill(TEXT, project)) == handwritten(TEXT)
+    with pytest.raises(ValueError, match="results:end"):
+        readme.fill(TEXT.replace("<!-- results:end -->", ""), project)
+
+
+def test_the_example_of_the_library_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    verdict, accuracy = capsys.readouterr().out.splitlines()[-2:]
+    assert verdict in ("healthy", "partial collapse", "collapsed")
+    assert 0.5 < float(accuracy) <= 1
+    assert names["p"].shape == (256, 128)
+
+
+def test_the_notation_uses_names_of_the_code():
+    (table,) = re.findall(r"\| letter \|(.*?)\n\n", TEXT, flags=re.DOTALL)
+    named = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split("|")[-3])}
+    sources = "".join(path.read_text(encoding="utf-8") for path in (plan.ROOT / "dcopy").rglob("*.py"))
+    assigned = set(re.findall(r"\b(\w+)(?:, \w+)*(?:: [^=\n]+)? = |\b(\w+): ", sources, flags=re.M))
+    assert len(named) > 10 and named - {name for pair in assigned for name in pair} == set()
+
+
+def test_what_it_links_to_is_there():
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", TEXT):
+        assert (plan.ROOT / link).exists(), link
+
+
+def test_it_is_cited_with_its_version():
+    assert f"version = {{{dcopy.__version__}}}" in TEXT

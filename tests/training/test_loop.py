@@ -1,0 +1,476 @@
+"""A run: the same seed gives the same bits, however often it is stopped, killed or met by bad input."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.processes import CONFIG, KILLS, SIGNALS
+from helpers.tiny import tiny_config, tiny_images, tiny_run
+from safetensors.torch import save_file
+
+from dcopy import data, results
+from dcopy.__main__ import main
+from dcopy.config import METHODS
+from dcopy.training import checkpoint
+from dcopy.training.interrupt import Interrupted
+from dcopy.training.loop import pretrain
+from dcopy.training.runs import load_run
+from dcopy.training.step import Trainer
+from dcopy.workflow.plan import ROOT
+
+
+def run(folder, config=CONFIG, **options):
+    return tiny_run(folder, config, **options)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The uninterrupted run, which no test may change."""
+    return run(tmp_path_factory.mktemp("reference"))
+
+
+def untimed(records):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def assert_same(first, second):
+    """Bitwise equal: every tensor of the last state, every record of metrics, every number of the result."""
+    states = [checkpoint.read(run.folder / checkpoint.NEWEST) for run in (first, second)]
+    (tensors, header), (others, other_header) = states
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+    assert [header[key] for key in ("epoch", "step")] == [other_header[key] for key in ("epoch", "step")]
+    assert untimed(first.metrics) == untimed(second.metrics)
+    assert [record["epoch"] for record in first.metrics] == [1, 2, 3]
+    for run in (first, second):
+        assert untimed([run.result["metrics"]]) == untimed(run.metrics[-1:])
+        assert run.result["encoder_fingerprint"] == checkpoint.fingerprint(run.encoder.encoder)
+        assert not list(run.folder.glob(".*.tmp"))
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Make `action()` happen after the n-th step of the run."""
+
+    def install(n, action):
+        step, count = Trainer.step, iter(range(1, 1000))
+
+        def counted(self, x1, x2):
+            outcome = step(self, x1, x2)
+            if next(count) == n:
+                action(self)
+            return outcome
+
+        monkeypatch.setattr(Trainer, "step", counted)
+
+    return install
+
+
+# randomness
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(reference, tmp_path):
+    assert_same(reference, run(tmp_path))
+    other = run(tmp_path, tiny_config(method="directpred", freq=2, seed=1))
+    assert untimed(other.metrics) != untimed(reference.metrics)
+
+
+def test_all_methods_see_the_same_views(tmp_path, monkeypatch):
+    step, views = Trainer.step, {}
+
+    def spy(self, x1, x2):
+        views.setdefault(self.config.method, []).append(torch.stack((x1, x2)))
+        return step(self, x1, x2)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    for method in METHODS:
+        run(tmp_path, tiny_config(method=method, alpha=2.0 if method == "directset" else None))
+    seen = [torch.stack(own) for own in views.values()]  # each (step, view, N, C, H, W)
+    assert len(seen) == len(METHODS) and all(torch.equal(own, seen[0]) for own in seen)
+
+
+def test_no_view_comes_twice(tmp_path, monkeypatch):
+    """All images are the same here, so views differ by their augmentation alone."""
+    step, views = Trainer.step, []
+    monkeypatch.setattr(Trainer, "step", lambda self, *both: (views.extend(both), step(self, *both))[1])
+    run(tmp_path, images=tiny_images(1).expand(50, 1, 16, 16))
+    assert len(torch.cat(views).flatten(1).unique(dim=0)) == 3 * 3 * 2 * 16
+
+
+def test_an_epoch_takes_every_image_once_and_drops_a_partial_batch(tmp_path, monkeypatch):
+    images = torch.arange(50, dtype=torch.uint8).view(50, 1, 1, 1).expand(50, 1, 16, 16)
+    seen = []
+    monkeypatch.setattr(
+        "dcopy.data.augment.Augmentation.apply", lambda self, batch, _: seen.append(batch) or batch
+    )
+    monkeypatch.setattr(Trainer, "step", lambda self, x1, x2: (torch.zeros(()), torch.randn(16, 8)))
+    monkeypatch.setattr(Trainer, "tensors", lambda self: {"online.x": torch.zeros(1)})
+    with pytest.raises(RuntimeError):  # its checkpoint is no network
+        run(tmp_path, images=images)
+    epochs = torch.stack(seen[::2])[:, :, 0, 0, 0].view(3, 48)
+    assert all(len(epoch.unique()) == 48 for epoch in epochs)
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+# the run's folder
+
+
+def test_the_folder_holds_all_that_a_reader_needs(reference):
+    names = {path.name for path in reference.folder.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        *("config.json", "metrics.jsonl", "result.json"),
+        *("checkpoint.safetensors", "checkpoint.previous.safetensors"),
+    }
+    assert reference.folder.name == CONFIG.name
+    assert results.read_json(reference.folder / "config.json") == CONFIG.to_dict()
+    record = results.read_json(reference.folder / "result.json")
+    assert {"commit", "versions", "device", "seconds", "metrics", "encoder_fingerprint"} <= record.keys()
+    assert record["config"] == CONFIG.to_dict() and record["images"] == 50
+    assert {"loss", "projection_std", "effective_rank", "spectrum", "verdict"} <= record["metrics"].keys()
+
+
+def test_the_folder_can_be_read_while_it_runs(tmp_path, at_step):
+    def look(trainer):
+        folder = tmp_path / CONFIG.name
+        assert results.read_json(folder / "config.json") == CONFIG.to_dict()
+        assert [record["epoch"] for record in results.read_jsonl(folder / "metrics.jsonl")] == [1]
+        assert checkpoint.read(folder / checkpoint.NEWEST)[1]["epoch"] == 1
+
+    at_step(5, look)
+    run(tmp_path)
+
+
+def test_a_finished_run_is_read_and_not_run_again(reference, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", None)
+    assert_same(run(reference.folder.parent, images=None), reference)
+    assert_same(load_run(reference.folder), reference)
+
+
+def test_results_without_weights_are_run_again(reference, tmp_path):
+    """As in a fresh clone."""
+    folder = run(tmp_path).folder
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(ValueError, match="holds no finished run; the command that began it continues it"):
+        load_run(folder)
+    assert_same(run(tmp_path), reference)
+
+
+def test_what_was_written_before_a_field_was_added_still_counts(reference, tmp_path):
+    """A field whose default changes nothing may come later: names and contents of finished runs stay good."""
+    folder = run(tmp_path).folder
+    for path in (folder / "config.json", folder / "result.json"):
+        text = path.read_text()
+        path.write_text(re.sub(r' *"predictor_symmetric": false,\n', "", text))
+        assert path.read_text() != text
+    assert_same(load_run(folder), reference)
+    (folder / "result.json").unlink()
+    tensors, header = checkpoint.read(folder / checkpoint.NEWEST)
+    del header["config"]["predictor_symmetric"]
+    checkpoint.save(folder, tensors, header)
+    assert_same(run(tmp_path), reference)
+
+
+def test_progress_is_a_line_an_epoch(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DCOPY_PROGRESS", "lines")
+    run(tmp_path, progress=True)
+    lines = capsys.readouterr().out.splitlines()
+    line = r"epoch {}/3  loss -?\d.\d+  std \d.\d+  rank \d.\d+  [a-z ]+  [\d,]+ images/s  \d+ s left"
+    assert len(lines) == 3
+    assert all(re.fullmatch(line.format(epoch), text) for epoch, text in enumerate(lines, start=1))
+    run(tmp_path, tiny_config(method="none"), progress=False)
+    assert capsys.readouterr().out == ""
+
+
+# stopping and continuing
+
+
+def test_stopped_after_every_step_it_ends_the_same(reference, tmp_path):
+    stops = []
+    while True:
+        try:
+            finished = run(tmp_path, stop_after=0)
+            break
+        except Interrupted as stop:
+            stops.append(re.search(r"after (\d) of 3 epochs and (\d) of 3 steps", str(stop)).groups())
+            assert stop.exit_code == 75
+    assert stops == [(str(n // 3), str(n % 3)) for n in range(1, 10)]
+    assert_same(finished, reference)
+
+
+@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_signals_finish_the_step_save_and_leave(name, code, reference, tmp_path, at_step, monkeypatch):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    at_step(5, lambda trainer: signal.raise_signal(getattr(signal, name)))
+    with pytest.raises(Interrupted, match=f"stopped by {name} after 1 of 3 epochs and 2 of 3 steps") as stop:
+        run(tmp_path)
+    assert stop.value.exit_code == code
+    assert handlers == [
+        signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    ]
+    assert_same(run(tmp_path), reference)
+
+
+def test_a_second_ctrl_c_stops_at_once(reference, tmp_path, at_step):
+    def twice(trainer):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    at_step(5, twice)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run(tmp_path)
+    assert not isinstance(stop.value, Interrupted)
+    assert_same(run(tmp_path), reference)  # from the end of the first epoch
+
+
+def test_outside_the_main_thread_it_runs_without_signals(reference, tmp_path):
+    finished = []
+    thread = threading.Thread(target=lambda: finished.append(run(tmp_path)))
+    thread.start()
+    thread.join()
+    assert_same(finished[0], reference)
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """The folder and the exit codes of `helpers.processes`."""
+    folder = tmp_path_factory.mktemp("processes")
+    script = [sys.executable, "-m", "helpers.processes", str(folder)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    done = subprocess.run(script, env=env, capture_output=True, text=True, check=True)
+    return folder, dict(line.split(": ") for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_killed_it_goes_on_and_ends_the_same(name, processes, reference):
+    folder, codes = processes
+    assert codes[name] == str(-signal.SIGKILL)
+    assert not (folder / name / CONFIG.name / "result.json").exists()
+    assert_same(run(folder / name), reference)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_the_command_stops_on_a_signal_from_outside(name, processes):
+    folder, codes = processes
+    assert codes[name] == str(SIGNALS[name])
+    *epochs, message = (folder / f"{name}.log").read_text().splitlines()
+    assert epochs[0].startswith("epoch 1/100000")
+    assert re.fullmatch(f"stopped by {name} after .* saved in .*, the same command continues", message)
+
+
+def test_a_second_process_is_refused(processes):
+    folder, codes = processes
+    assert codes["second"] == "2"
+    message = (folder / "second.log").read_text()
+    assert re.fullmatch("error: another process is at work in .*; wait for it or stop it\n", message)
+
+
+def test_a_line_that_a_kill_cut_short_is_written_again(reference, tmp_path, at_step):
+    at_step(5, lambda trainer: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run(tmp_path)
+    with open(tmp_path / CONFIG.name / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 2, "loss": 0}\n{"epoch": 3, "lo')
+    assert_same(run(tmp_path), reference)
+
+
+# faults on disk
+
+
+def interrupted(folder, at_step):
+    """A run with two checkpoints: the end of the second epoch, and the step after it."""
+    at_step(7, lambda trainer: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run(folder)
+    return folder / CONFIG.name
+
+
+def test_a_broken_checkpoint_falls_back_to_the_one_before(reference, tmp_path, at_step):
+    folder = interrupted(tmp_path, at_step)
+    newest = folder / checkpoint.NEWEST
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert_same(run(tmp_path), reference)
+
+
+def test_two_broken_checkpoints_are_reported(tmp_path, at_step):
+    folder = interrupted(tmp_path, at_step)
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{folder}/checkpoint.safetensors is not a complete checkpoint"):
+        run(tmp_path)
+
+
+def test_a_full_disk_leaves_the_checkpoint_that_was_there(reference, tmp_path, monkeypatch):
+    calls = iter(range(10))
+
+    def full(*args, **kwargs):
+        if next(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run(tmp_path)
+    folder = tmp_path / CONFIG.name
+    assert checkpoint.load(folder)[1]["epoch"] == 2 and not list(folder.glob(".*.tmp"))
+    assert_same(run(tmp_path), reference)
+
+
+def test_results_of_another_configuration_are_refused(tmp_path, at_step):
+    other = tiny_config(method="none")
+    folder = interrupted(tmp_path, at_step).rename(tmp_path / other.name)
+    with pytest.raises(ValueError, match=r"the checkpoint in .* belongs to another configuration"):
+        run(tmp_path, other)
+    results.write_json(folder / "result.json", {"config": CONFIG.to_dict()})
+    with pytest.raises(ValueError, match=r"result\.json belongs to another configuration than .*-none-"):
+        run(tmp_path, other)
+    results.write_json(folder / "result.json", {})
+    with pytest.raises(ValueError, match=r"result\.json belongs to another configuration"):
+        run(tmp_path, other)
+    (folder / "result.json").write_text('{"config"')
+    with pytest.raises(ValueError, match=r"result\.json is not a complete JSON file"):
+        run(tmp_path, other)
+
+
+def test_another_number_of_images_is_refused(tmp_path, at_step):
+    interrupted(tmp_path, at_step)
+    with pytest.raises(ValueError, match="was made with another number of images"):
+        run(tmp_path, images=tiny_images(100))
+
+
+def test_load_run_refuses_what_is_no_run(tmp_path, at_step):
+    with pytest.raises(ValueError, match=r"is not the folder of a run; there is no config\.json"):
+        load_run(tmp_path)
+    with pytest.raises(ValueError, match="holds no finished run"):
+        load_run(interrupted(tmp_path, at_step))
+
+
+# bad numbers
+
+FIELDS = {method: {"method": method} for method in METHODS}
+FIELDS["directset"]["alpha"] = 0.3  # with an eigendecomposition, which refuses NaN on its own
+
+
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+@pytest.mark.parametrize("lr", [1e6, 1e15])
+def test_an_absurd_rate_is_reported_with_the_step(fields, lr, tmp_path):
+    message = r"the loss or the weights are not finite at epoch \d, step \d of 3; a smaller lr than 1e\+"
+    with pytest.raises(FloatingPointError, match=message):
+        run(tmp_path, tiny_config(**fields, lr=lr))
+
+
+@pytest.mark.parametrize("checkpoint_minutes, saved", [(5.0, (1, 0)), (0, (1, 1))])
+def test_nan_leaves_the_last_good_checkpoint(checkpoint_minutes, saved, tmp_path, at_step):
+    def spoil(trainer):
+        with torch.no_grad():
+            trainer.online.projector[0].bias[0] = torch.nan
+
+    at_step(5, spoil)
+    with pytest.raises(FloatingPointError, match=r"not finite at epoch 2, step [23] of 3"):
+        run(tmp_path, checkpoint_minutes=checkpoint_minutes)
+    tensors, header = checkpoint.load(tmp_path / CONFIG.name)
+    assert (header["epoch"], header["step"]) == saved
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_weights_that_the_last_step_ruins_make_no_result(tmp_path, at_step):
+    at_step(9, lambda trainer: trainer.online.projector[0].bias.data.fill_(torch.inf))
+    with pytest.raises(FloatingPointError, match="not finite at epoch 3, step 3 of 3"):
+        run(tmp_path)
+    assert not (tmp_path / CONFIG.name / "result.json").exists()
+
+
+def test_bad_images_are_refused(tmp_path):
+    images = tiny_images().float()
+    images[7, 0, 3, 3] = torch.nan
+    with pytest.raises(ValueError, match="image 7 has NaN or infinite values"):
+        run(tmp_path, images=images)
+    with pytest.raises(ValueError, match="batch_size=16 is not allowed; it must be at most the 15 images"):
+        run(tmp_path, images=tiny_images(15))
+
+
+# the command
+
+
+@pytest.fixture
+def small_digits(monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *args, **kwargs: SimpleNamespace(pretrain=tiny_images))
+
+
+TINY = ["epochs=3", "batch_size=16", "width=2", "hidden_dim=16", "projection_dim=8"]
+
+
+def test_the_command_is_the_function(small_digits, reference, tmp_path, capsys):
+    arguments = [*TINY, "method=directpred", "freq=2", "--out-dir", str(tmp_path), "--device", "cpu"]
+    assert main([*arguments, "--stop-after", "0"]) == 75
+    assert "stopped by stop_after after 0 of 3 epochs and 1 of 3 steps" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert re.search(r"DirectPred \(freq=2\): .*, \d+\.\d s, ", capsys.readouterr().out)
+    assert_same(load_run(tmp_path / CONFIG.name), reference)
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("method=simclr", "method='simclr' is not allowed; it must be one of directcopy"),
+        ("dataset=mnist", "dataset='mnist' is not allowed; it must be one of digits"),
+        ("epochs=0", "epochs=0 is not allowed; it must be an integer of at least 1"),
+        ("rho=1", "rho=1.0 is not allowed; it must be a number in [0, 1)"),
+        ("eps=-1", "eps=-1.0 is not allowed; it must be a number of at least 0"),
+        ("batch_size=64", "batch_size=64 is not allowed; it must be at most the 50 images"),
+        ("epoch=3", "epoch is not a parameter of a run; known: dataset, method"),
+        ("epochs", "option 'epochs' is not of the form name=value"),
+    ],
+)
+def test_the_command_answers_bad_input_with_one_line(option, message, small_digits, tmp_path, capsys):
+    assert main([*TINY, option, "--out-dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
+    assert not list(tmp_path.glob("*/*.json"))
+
+
+def test_the_command_answers_faults_with_one_line(small_digits, tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    faults = {
+        1: ["lr=1e15", "--out-dir", str(tmp_path)],
+        2: ["--out-dir", str(blocked / "runs")],
+    }
+    for code, arguments in faults.items():
+        assert main([*TINY, *arguments]) == code
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_reported(small_digits, tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert main([*TINY, "--out-dir", str(tmp_path)]) == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_results_are_valid_json(reference):
+    """NaN and Infinity, which Python writes and nobody else reads, are nowhere."""
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    for path in reference.folder.glob("*.json*"):
+        for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(text, parse_constant=refuse)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device='cuda' is not allowed"):
+        pretrain(tiny_config(), tmp_path, device="cuda")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,323 @@
+"""The workflow over notebooks in miniature: order, skipping, failures, signals."""
+
+import itertools
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from helpers import toy_project
+
+from dcopy.config import TrainConfig
+from dcopy.workflow import plan, preset, presets
+
+ONE = ("smoke", "methods=directcopy")  # five jobs, one of each notebook
+ORDER = ["01_linear_theory", "02_sample_complexity", "03_pretrain", "04_linear_probe", "05_paper_tables"]
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    return toy_project.make(tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """A project in which `smoke methods=directcopy` has run, and what that printed."""
+    root = toy_project.make(tmp_path_factory.mktemp("finished") / "project")
+    code, output = toy_project.finish(root, *ONE)
+    assert code == 0, output
+    return root, output
+
+
+def markers(root: Path) -> dict[str, int]:
+    """Notebook: when its marker was written."""
+    paths = (root / "results/smoke/.done").glob("*.json")
+    return {json.loads(path.read_text())["notebook"]: path.stat().st_mtime_ns for path in paths}
+
+
+def would_run(root: Path, *words: str) -> list[str]:
+    """The notebooks that a start with these words would run."""
+    code, output = toy_project.finish(root, *words, "-n")
+    assert code == 0, output
+    lines = [line for line in output.splitlines() if line.startswith("would run")]
+    return [line.removeprefix("would run ").split("-")[0] for line in lines]
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+LONG = (*ONE, "epochs=1000", "seeds=2", "-j", "1")  # training would take minutes
+
+
+def start_long(root: Path, **options):
+    """Such a start, once the first training is under way."""
+    process = toy_project.start(root, *LONG, **options)
+    wait_for(lambda: any("epoch 1" in log.read_text() for log in logs(root)))
+    return process
+
+
+def logs(root: Path) -> list[Path]:
+    return list((root / "results/smoke/logs").glob("03*.log"))
+
+
+def saved(root: Path) -> list[Path]:
+    """What the training in the toy notebook leaves when it is interrupted."""
+    return list((root / "results/smoke").glob("saved-*"))
+
+
+# the plan
+
+
+def test_every_run_is_pretrained_and_probed_with_the_other_seeds_of_its_variant():
+    jobs = plan.jobs("quick", [], "results/quick")
+    runs = presets.get("quick").runs()
+    pretrained = [dict(job.parameters) for job in jobs if job.notebook == "03_pretrain"]
+    seeds = [job.pop("seeds") for job in pretrained]
+    assert seeds == [[0, 1, 2]] * 6
+    assert pretrained == [
+        {name: value for name, value in run.to_dict().items() if name != "seed"}
+        | {"results_dir": "results/quick"}
+        for run in runs[::3]
+    ]
+    probed = [job.parameters["runs"] for job in jobs if job.notebook == "04_linear_probe"]
+    assert [len(names) for names in probed] == [3] * 6
+    assert list(itertools.chain(*probed)) == [run.name for run in runs] == jobs[-1].parameters["runs"]
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_no_two_jobs_share_a_file_or_a_label(preset):
+    jobs = plan.jobs(preset, [], "results")
+    assert len({job.name for job in jobs}) == len({job.label for job in jobs}) == len(jobs)
+
+
+def test_what_a_job_is_told_reads_back_as_its_parameters():
+    config = TrainConfig(dataset="digits", method="none", epochs=3)
+    job = plan.Job("name", "03_pretrain", config.to_dict(), "label", "results")
+    words = job.arguments()
+    pairs = [words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "-p"]
+    kinds = {
+        name: plan.Parameter(field.type, None) for name, field in TrainConfig.__dataclass_fields__.items()
+    }
+    assert {name: kinds[name].parse(text) for name, text in pairs} == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("cells", "complaint"),
+    [
+        ("[]", "needs one cell tagged parameters, and has 0"),
+        ('["grid = 3"]', "'grid = 3' among the parameters is not name: type = literal"),
+        ('["grid: int = 3 * n"]', "among the parameters is not name: type = literal"),
+    ],
+)
+def test_a_parameters_cell_that_is_not_plain_is_refused(tmp_path, cells, complaint):
+    notebook = toy_project.write_notebook(tmp_path / "a.ipynb", "".join(json.loads(cells)))
+    if cells == "[]":
+        notebook.write_text(notebook.read_text().replace('["parameters"]', "[]"))
+    with pytest.raises(ValueError, match="parameters") as caught:
+        plan.declared(notebook)
+    assert complaint in str(caught.value)
+
+
+# starts that finish
+
+
+def test_jobs_run_in_order_and_leave_marker_log_and_executed_notebook(finished):
+    root, _ = finished
+    written = markers(root)
+    assert sorted(written) == ORDER
+    assert written["03_pretrain"] < written["04_linear_probe"] < written["02_sample_complexity"]
+    assert max(written.values()) == written["05_paper_tables"]
+    results = root / "results/smoke"
+    (marker,) = (results / ".done").glob("03_pretrain-digits-directcopy-*.json")
+    record = json.loads(marker.read_text())
+    assert record["notebook"] == "03_pretrain" and record["seconds"] > 0
+    given = record["parameters"]
+    assert (given["method"], given["epochs"], given["results_dir"]) == ("directcopy", 2, "results/smoke")
+    assert "epoch 1" in (results / f"logs/{marker.stem}.log").read_text()
+    assert sorted(path.name.split("-")[0].split(".")[0] for path in results.glob("notebooks/*")) == ORDER
+    executed = (results / f"notebooks/{marker.stem}.ipynb").read_text()
+    assert str(root) not in executed  # nobody's home is published
+
+
+def test_a_person_can_follow(finished):
+    _, output = finished
+    assert "5 notebooks to execute, 0 of them done before" in output
+    assert "] 03 directcopy-" in output and "| epoch 1\n" in output
+    assert "\n[5/5 " in output
+    assert "03_pretrain              1 " in output  # the time that each part took
+    assert "\n| 1 runs |\n" in output
+    assert output.rstrip().endswith("executed notebooks: results/smoke/notebooks")
+
+
+def test_cores_are_shared_among_the_notebooks_that_run_at_once(finished):
+    _, output = finished
+    expected = max(1, preset.cores() // preset.default_jobs())
+    assert f"| threads {expected}\n" in output
+
+
+def test_a_second_start_has_nothing_to_do(finished):
+    root, _ = finished
+    before = markers(root)
+    for notebook in (root / "notebooks").iterdir():
+        notebook.touch()  # as a checkout of git does
+    code, output = toy_project.finish(root, *ONE)
+    assert code == 0
+    assert "5 of them done before" in output and "| 1 runs |" in output
+    assert markers(root) == before
+
+
+def test_other_options_are_other_jobs(finished):
+    root, _ = finished
+    assert would_run(root, *ONE, "seeds=2") == ORDER[1:]
+    assert would_run(root, *ONE, "epochs=3") == ["02_sample_complexity", *ORDER[2:]]
+
+
+def test_a_changed_parameter_runs_its_notebook_again_with_what_depends_on_it(finished):
+    root, _ = finished
+    presets_file = root / "dcopy/workflow/presets.py"
+    source = presets_file.read_text()
+    presets_file.write_text(source.replace('"draws": 2', '"draws": 3'))
+    assert would_run(root, *ONE) == ["02_sample_complexity", "04_linear_probe", "05_paper_tables"]
+    presets_file.write_text(source)
+
+
+def test_a_changed_notebook_runs_again_with_what_depends_on_it(finished):
+    root, _ = finished
+    notebook = root / "notebooks/04_linear_probe.ipynb"
+    source = notebook.read_text()
+    notebook.write_text(source.replace("print(runs, draws)", "print(draws, runs)"))
+    assert would_run(root, *ONE) == ["02_sample_complexity", "04_linear_probe", "05_paper_tables"]
+    notebook.write_text(source)
+
+
+def test_a_clone_with_results_but_no_markers_runs_everything(finished):
+    root, _ = finished
+    done = root / "results/smoke/.done"
+    done.rename(root / "elsewhere")
+    try:
+        assert would_run(root, *ONE) == ORDER
+    finally:
+        (root / "elsewhere").rename(done)
+
+
+def test_results_can_go_elsewhere(project, tmp_path):
+    place = tmp_path / "elsewhere"
+    place.touch()
+    code, output = toy_project.finish(project, *ONE, "--results", str(place))
+    assert code == 1 and output.startswith(f"cannot write to {place}/smoke: ")
+    assert not (project / "results").exists()
+    environment = toy_project.environment(project, DCOPY_RESULTS=str(place))
+    assert toy_project.finish(project, *ONE, env=environment) == (code, output)
+
+
+# wrong words
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["nope"], "preset 'nope' does not exist; it must be one of smoke"),
+        (["smoke", "epoch=3"], "option 'epoch' is unknown; it must be one of seeds, methods, "),
+        (["smoke", "epochs=0"], "epochs=0 is not allowed; it must be an integer of at least 1"),
+        (["smoke", "seeds"], "option 'seeds' is not of the form name=value"),
+        (["smoke", "-j", "0"], "-j 0 is not allowed"),
+        (["smoke", "--fast"], "--fast"),
+    ],
+)
+def test_wrong_words_are_refused_with_exit_code_2(project, words, complaint):
+    code, output = toy_project.finish(project, *words)
+    assert code == 2 and complaint in output
+    assert not (project / "results").exists()
+
+
+def test_a_parameter_that_a_notebook_does_not_declare_is_refused_before_anything_runs(project):
+    toy_project.write_notebook(project / "notebooks/05_paper_tables.ipynb", toy_project.RESULTS, "1")
+    code, output = toy_project.finish(project, *ONE)
+    assert code == 2
+    assert output == "notebooks/05_paper_tables.ipynb has no parameter 'runs'; it has results_dir\n"
+    assert not (project / "results").exists()
+
+
+def test_list_names_every_preset_in_a_line():
+    code, output = toy_project.finish(toy_project.ROOT, "--list")
+    assert code == 0
+    assert [line.split()[0] for line in output.splitlines()] == list(presets.PRESETS)
+
+
+# faults
+
+
+def test_a_failure_is_named_and_stops_only_what_needs_it(project):
+    code, output = toy_project.finish(project, "smoke")
+    assert code == 1
+    notebooks = project / "results/smoke/notebooks"
+    good, bad = ("directcopy", "none")
+    assert list(notebooks.glob(f"03_pretrain-*{bad}*")) == list(notebooks.glob(f"*{bad}*.failed.ipynb"))
+    assert list(notebooks.glob(f"04_linear_probe-*{good}*.ipynb"))
+    assert sorted(markers(project)) == ["01_linear_theory", "03_pretrain", "04_linear_probe"]
+    left = output[output.index("4 of 7 notebooks did not finish:") :]
+    assert "digits-none-" in left and ": failed in cell [3]: ValueError: this method fails\n" in left
+    assert left.count("not started, since something before it did not finish") == 3
+    assert "goes on about it" not in left
+    assert "tables: results" not in output and output.endswith("the same command tries them again.\n")
+
+    notebook = project / "notebooks/03_pretrain.ipynb"  # the next start, once the cause is gone
+    notebook.write_text(notebook.read_text().replace("raise ValueError", "print"))
+    code, output = toy_project.finish(project, "smoke")
+    assert code == 0, output
+    assert not list(notebooks.glob("*.failed.ipynb"))
+
+
+def test_a_results_folder_that_cannot_be_written_is_one_line_before_any_work(project):
+    (project / "results").write_text("a file where the folder should be")
+    code, output = toy_project.finish(project, *ONE)
+    assert code == 1
+    assert output.startswith("cannot write to results/smoke: ") and output.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_results_folder_is_one_line_before_any_work(project):
+    (project / "results").mkdir(mode=0o500)
+    code, output = toy_project.finish(project, *ONE)
+    assert (code, output.count("\n")) == (1, 1)
+    assert output.startswith("cannot write to results/smoke: Permission denied; --results DIR")
+
+
+@pytest.mark.parametrize(("number", "as_background_job"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_a_signal_lets_training_save_and_the_next_start_goes_on(project, number, as_background_job):
+    def ignore():  # what a shell does to the background jobs of a script
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    process = start_long(project, preexec_fn=ignore if as_background_job else None)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped. The same command goes on from here.\n" in output
+    assert len(saved(project)) == len(logs(project)) == 1  # and nothing else was begun
+    assert "03_pretrain" not in markers(project)
+    assert not list((project / "results/smoke/notebooks").glob("03*.running.ipynb"))
+    assert would_run(project, *LONG).count("03_pretrain") == 1
+
+
+def test_nothing_goes_on_after_the_workflow_is_killed(project):
+    process = start_long(project)
+    process.kill()
+    process.wait()
+    wait_for(lambda: saved(project), seconds=20)
+
+
+def test_a_second_start_is_refused_while_the_first_one_works(project):
+    process = start_long(project)
+    try:
+        code, output = toy_project.finish(project, *LONG)
+        assert (code, output.count("\n")) == (1, 1)
+        assert "another process is at work in results/smoke" in output
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)

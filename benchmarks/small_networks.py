@@ -1,0 +1,172 @@
+"""Which network, batch and learning rate give the most accuracy per minute of one CPU core, on CIFAR-10.
+
+    python benchmarks/small_networks.py --out results/bench/small-networks.json
+
+Each candidate trains DirectCopy and DirectPred for the same seconds of processor time on one thread, and is
+scored by their mean, so that nothing is chosen for one method. 5,000 of the training images are held out to
+score on; the test set is not read. Trials that the file already has are skipped, so the script can be
+stopped, and several processes can share a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+from dcopy import config, data, models, results
+from dcopy.data import augment
+from dcopy.evaluation.evaluate import extract_features
+from dcopy.evaluation.probes import knn_probe, reference_probe
+from dcopy.training.graphs import FastStep
+from dcopy.training.runs import FrozenEncoder
+from dcopy.training.step import Trainer, derive_seed
+
+METHODS = ("directcopy", "directpred")
+
+
+def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return [layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
+class Stages(nn.Module):
+    """Strided convolutions, as `models.ConvNet` has them, with other stems and depths.
+
+    Args:
+        widths: channels of the stages; each halves the side of the image.
+        stem: None, or the channels of a 3x3 convolution at full size before the stages.
+        residual: whether a 3x3 convolution with a shortcut follows each stage.
+    """
+
+    def __init__(self, channels: int, widths: list[int], stem: int | None = None, residual: bool = False):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        inputs = channels
+        if stem:
+            self.blocks.append(nn.Sequential(*convolution(inputs, stem)))
+            inputs = stem
+        for width in widths:
+            kernel = 5 if inputs == channels else 3
+            self.blocks.append(nn.Sequential(*convolution(inputs, width, kernel, stride=2)))
+            if residual:
+                self.blocks.append(nn.Sequential(*convolution(width, width)))
+            inputs = width
+        self.residual, self.out_dim = residual, inputs
+
+    def forward(self, x):
+        """(N, C, H, W) -> (N, channels of the last stage)"""
+        for block in self.blocks:
+            y = block(x)
+            x = x + y if self.residual and x.shape == y.shape else y
+        return x.mean(dim=(2, 3))
+
+
+CANDIDATES = {  # encoders that `models` does not have: name, and from (channels, width) to a module
+    "stem32": lambda channels, w: Stages(channels, [w, 2 * w, 4 * w], stem=w // 2),
+    "4 stages": lambda channels, w: Stages(channels, [w, 2 * w, 4 * w, 8 * w]),
+    "wide end": lambda channels, w: Stages(channels, [w, 2 * w, 8 * w]),
+    "residual": lambda channels, w: Stages(channels, [w, 2 * w, 4 * w], residual=True),
+}
+
+TRIALS = [  # differences from conv of width 64, batches of 64, lr 0.03, views of 32 pixels
+    {},
+    {"encoder": "residual", "width": 32},
+    {"encoder": "4 stages", "width": 48},
+    {"batch_size": 32},
+    {"encoder": "wide end"},
+    {"side": 24},
+    {"encoder": "stem32", "width": 48},
+    {"lr": 0.06},
+    {"width": 96},
+    {"encoder": "residual", "width": 48},
+    {"encoder": "resnet18", "width": 32},
+    {"batch_size": 128},
+]
+
+
+def split(images: data.ImageData, seed: int):
+    """Training images without the 5,000 held out, and those, each with its labels."""
+    fit, held = train_test_split(
+        range(len(images.train)), test_size=5000, stratify=images.train_labels, random_state=seed
+    )
+    return [(images.train[part], images.train_labels[part]) for part in (fit, held)]
+
+
+def train(run: config.TrainConfig, side: int, images: torch.Tensor, seconds: float):
+    """The trained encoder, and how many images were seen in these seconds of processor time."""
+    trainer = Trainer(run, images.shape[1])
+    step = FastStep(trainer, augment.build(run.recipe.augmentation, side))
+    steps, start = 0, time.process_time()
+    while time.process_time() - start < seconds:
+        generator = torch.Generator().manual_seed(derive_seed(run.seed, "trial", steps))
+        batch = torch.randint(len(images), (run.batch_size,), generator=generator)
+        loss, _ = step(images[batch], generator)
+        if not loss.isfinite():
+            break
+        steps += 1
+    return FrozenEncoder(trainer.online.encoder, run), steps * run.batch_size
+
+
+def trial(fields: dict, fit, held, seconds: float, seed: int) -> dict:
+    fields = dict(fields)
+    side = fields.pop("side", 32)
+    shared = {"encoder": "conv", "width": 64, "batch_size": 64, "precision": "bf16", **fields}
+    record = {"fields": shared, "side": side, "seconds_each": seconds, "seed": seed, "methods": {}}
+    for method in METHODS:
+        run = config.TrainConfig(dataset="cifar10", method=method, seed=seed, **shared)
+        start = time.perf_counter()
+        encoder, seen = train(run, side, fit[0], seconds)
+        wall = time.perf_counter() - start
+        features = [extract_features(encoder, images) for images, _ in (fit, held)]
+        probed = (features[0], fit[1].numpy(), features[1], held[1].numpy())
+        record["methods"][method] = {
+            "linear": reference_probe(*probed)["last"],
+            "knn": knn_probe(*probed),
+            "images_seen": seen,
+            "images_per_second": round(seen / seconds, 1),
+            "wall_seconds": round(wall, 1),
+        }
+    record["linear"] = sum(outcome["linear"] for outcome in record["methods"].values()) / len(METHODS)
+    record["knn"] = sum(outcome["knn"] for outcome in record["methods"].values()) / len(METHODS)
+    record["parameters"] = sum(parameter.numel() for parameter in encoder.encoder.parameters())
+    return {**record, **results.provenance()}
+
+
+def add(out, key: str, record: dict) -> None:
+    """Put a record into the file, which other processes write to as well."""
+    with results.locked(out.parent, wait=True):
+        known = results.read_json(out) if out.exists() else {}
+        results.write_json(out, {**known, key: record})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default="results/bench/small-networks.json", help="JSON file to add to")
+    parser.add_argument("--seconds", type=float, default=150, help="of processor time, for each method")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th trial, from the i-th")
+    parser.add_argument("trials", nargs="*", help="name=value,...: instead of the list in the script")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    models.ENCODERS.update(CANDIDATES)
+    config.CHOICES["encoder"] = tuple(models.ENCODERS)
+    trials = [config.parse_options(text.split(",")) for text in arguments.trials] or TRIALS
+    first, every = (int(number) for number in arguments.part.split("/"))
+    out = results.resolve(arguments.out)
+    fit, held = split(data.load("cifar10"), arguments.seed)
+    for fields in trials[first::every]:
+        words = [f"{name}={value}" for name, value in fields.items()] or ["conv, width 64, batches of 64"]
+        key = f"{', '.join(words)}, {arguments.seconds:g} s, seed {arguments.seed}"
+        if out.exists() and key in results.read_json(out):
+            continue
+        record = trial(fields, fit, held, arguments.seconds, arguments.seed)
+        add(out, key, record)
+        print(f"{key}: linear {record['linear']:.2%}, k-NN {record['knn']:.2%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ import json
 import math
 from dataclasses import dataclass
 
-REPOSITORY = "https://github.com/dcopy-project/dcopy"
+REPOSITORY: str | None = None  # where the code can be fetched; `python -m dcopy.report.address` sets it
 
 METHODS = {  # name in code: name in tables and figures
     "directcopy": "DirectCopy",

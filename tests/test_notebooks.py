@@ -13,16 +13,10 @@ from helpers import toy_project
 from IPython.core.inputtransformer2 import TransformerManager
 
 from dcopy.config import REPOSITORY, TrainConfig
+from dcopy.report import address
 from dcopy.workflow import plan
 
 NOTEBOOKS = sorted((plan.ROOT / "notebooks").glob("*.ipynb"))
-SETUP = f"""try:
-    import dcopy
-except ImportError:  # Colab: add dcopy alone, keep the torch and numpy that are there
-    %pip install --quiet "dcopy[notebooks] @ git+{REPOSITORY}"
-    import dcopy
-
-dcopy.print_environment()"""
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -70,9 +64,8 @@ def test_cells_are_short_and_prose_goes_with_them(path):
 def test_it_opens_with_title_claim_badge_and_the_setup_that_all_share(path):
     title, setup = read(path, "markdown")[0]["source"], read(path, "code")[0]["source"]
     assert title.startswith("# ") and "**Claim" in title and "arxiv.org/abs/2110.04947" in title
-    place = REPOSITORY.removeprefix("https://github.com/")
-    assert f"https://colab.research.google.com/github/{place}/blob/main/notebooks/{path.name}" in title
-    assert setup == SETUP
+    assert address.badge(REPOSITORY, path.stem) in title and ("Colab" in title) == bool(REPOSITORY)
+    assert setup == address.setup_cell(REPOSITORY)
 
 
 @every_notebook

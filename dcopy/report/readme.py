@@ -9,7 +9,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import results
+from .. import __version__, results
 from ..config import REPOSITORY
 from ..workflow import plan, presets
 from ..workflow.preset import clock
@@ -82,13 +82,19 @@ CLAIMS = (
 )
 
 
-def fill(text: str, root: Path) -> str:
+def fill(text: str, root: Path, repository: str | None = REPOSITORY) -> str:
     """README.md with its generated parts made anew from the files under `root`.
 
     Raises:
         ValueError: a part is not there exactly once.
     """
-    for name, content in {"results": results_part(root / "results"), "presets": presets_part()}.items():
+    parts = {
+        "results": results_part(root / "results", repository),
+        "presets": presets_part(),
+        "address": address_part(repository),
+        "citation": citation_part(repository),
+    }
+    for name, content in parts.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if text.count(begin) != 1 or text.count(end) != 1:
             raise ValueError(f"README.md needs one {begin} and one {end}")
@@ -101,11 +107,47 @@ def presets_part() -> str:
     return _table({"preset": f"`{name}`", "what": preset.summary} for name, preset in presets.PRESETS.items())
 
 
-def results_part(folder: Path) -> str:
+def address_part(repository: str | None) -> str:
+    """Where to get dcopy from."""
+    if not repository:
+        return (
+            "This copy has no public address, so nothing fetches from one. To pass it on, copy the folder; "
+            "for Colab, `pip wheel --no-deps .` makes a wheel. `python -m dcopy.report.address URL` "
+            "puts an address into badges, first cells and the citation."
+        )
+    clone = f"`git clone {repository}`"
+    if not colab(repository, ""):
+        return clone
+    workflow = f"{repository}/actions/workflows/ci.yml"
+    return f"[![tests]({workflow}/badge.svg)]({workflow}) {clone}"
+
+
+def citation_part(repository: str | None) -> str:
+    url = f", url = {{{repository}}}" if repository else ""
+    return f"""```bibtex
+@article{{wang2021demystifying,
+  title = {{Towards Demystifying Representation Learning with Non-contrastive Self-supervision}},
+  author = {{Wang, Xiang and Chen, Xinlei and Du, Simon S. and Tian, Yuandong}},
+  journal = {{arXiv preprint arXiv:2110.04947}}, year = {{2021}}}}
+@software{{dcopy,
+  title = {{dcopy: a runnable companion to DirectCopy}}, author = {{{{dcopy contributors}}}},
+  version = {{{__version__}}}{url}}}
+```"""
+
+
+def colab(repository: str | None, path: str) -> str:
+    """Where Colab opens a file of the repository; '' unless it is on GitHub, the one place Colab reads."""
+    home = "https://github.com/"
+    if not (repository or "").startswith(home):
+        return ""
+    return f"https://colab.research.google.com/github/{repository.removeprefix(home)}/blob/main/{path}"
+
+
+def results_part(folder: Path, repository: str | None = REPOSITORY) -> str:
     """Claims, the runs that all of it is from, and a table or list for each kind of result."""
     quick, small = folder / "quick", folder / "cifar10-small"
     parts = [
-        _table(_claim(claim, quick) for claim in CLAIMS),
+        _table(_claim(claim, quick, repository) for claim in CLAIMS),
         origin(folder),
         _methods(quick) or "The quick preset: not run.",
         _methods(small) or "cifar10-small: not run.",
@@ -187,12 +229,12 @@ def _speed(folder: Path) -> list[str]:
     return parts
 
 
-def _claim(claim: Claim, quick: Path) -> dict:
+def _claim(claim: Claim, quick: Path, repository: str | None) -> dict:
     path = f"notebooks/{claim.notebook}.ipynb"
-    colab = f"{REPOSITORY}/blob/main/{path}".replace("github.com", "colab.research.google.com/github")
+    link = colab(repository, path)
     return {
         "claim": claim.statement,
-        "notebook": f"[{claim.notebook[:2]}]({path}), [Colab]({colab})",
+        "notebook": f"[{claim.notebook[:2]}]({path})" + (f", [Colab]({link})" if link else ""),
         "paper": claim.paper,
         "here": _here(claim, quick) or published.NOT_RUN,
         "time": _time(claim.notebook, quick),

@@ -123,35 +123,16 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile
         augmentation = augment.build(config.recipe.augmentation)
         flop, kept = count(lambda: trainer.step(*(augmentation(images, generator) for _ in range(2))))
         fast_step = FastStep(trainer, augmentation, compile)
-        clock, timed = Clock(device), []
+        clock = Clock(device)
         start = clock.now()
         fast_step(images, generator)
         first_ms = clock.ms([start, clock.now()])[0]
-
-        def mark(part):
-            timed[-1].append((part, clock.now()))
-
-        def step():
-            timed.append([])  # of a step: which part ended, and when
-            mark("start")
-            views = fast_step.views(images, generator)
-            mark("augmentation")
-            trainer.step(*views)
-            mark("EMA")
-
-        handles = mark_parts(trainer, mark)
-        for _ in range(warmup + steps):
-            step()
-        durations = [clock.ms([moment for _, moment in marks]) for marks in timed[-steps:]]
-        for handle in handles:
-            handle.remove()
+        times = part_times(fast_step, images, generator, clock, warmup + steps)[warmup:]
         captured_ms = captured_step_ms(fast_step, images, generator, clock, steps)
         clocks = gpu_clocks(device)  # while they are still up
-    parts: dict[str, float] = {}  # in the order of the step; a part that comes once a view is summed
-    for marks, spans in zip(timed[-steps:], durations, strict=True):
-        for (part, _), span in zip(marks[1:], spans, strict=True):
-            parts[part] = parts.get(part, 0.0) + span / steps
-    ms = sum(parts.values())
+    step_ms = [sum(parts.values()) for parts in times]
+    ms = statistics.mean(step_ms)
+    parts = {part: statistics.mean(step[part] for step in times) for part in times[0]}
 
     def rates(ms: float) -> dict:
         images_per_second, tflop_per_second = 1e3 * config.batch_size / ms, flop / 1e9 / ms
@@ -159,7 +140,7 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile
 
     return {
         "parts": [{"part": part, "ms": value, "share": value / ms} for part, value in parts.items()],
-        "step_ms": [sum(spans) for spans in durations],
+        "step_ms": step_ms,
         **rates(ms),
         "tflop": flop / 1e12,
         "compiled": fast_step.compiled,
@@ -168,6 +149,33 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile
         "clocks": clocks,
         "memory": {**memory_estimate(trainer, kept, images), "measured": peak.bytes},
     }
+
+
+def part_times(
+    fast_step: FastStep, images: Tensor, generator, clock: Clock, steps: int
+) -> list[dict[str, float]]:
+    """Milliseconds of each part of each step, in the order of the step; what comes once a view is summed."""
+    timed: list[list[tuple]] = []  # of a step: which part ended, and when
+
+    def mark(part):
+        timed[-1].append((part, clock.now()))
+
+    handles = mark_parts(fast_step.trainer, mark)
+    for _ in range(steps):
+        timed.append([])
+        mark("start")
+        views = fast_step.views(images, generator)
+        mark("augmentation")
+        fast_step.trainer.step(*views)
+        mark("EMA")
+    times: list[dict[str, float]] = [{} for _ in range(steps)]
+    for parts, marks in zip(times, timed, strict=True):
+        spans = clock.ms([moment for _, moment in marks])
+        for (part, _), span in zip(marks[1:], spans, strict=True):
+            parts[part] = parts.get(part, 0.0) + span
+    for handle in handles:
+        handle.remove()
+    return times
 
 
 def captured_step_ms(

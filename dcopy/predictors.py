@@ -10,11 +10,27 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from .config import TrainConfig, one_of, require
 
 log = logging.getLogger(__name__)
+
+
+def correlation(z: Tensor) -> Tensor:
+    """mean(z z^T) over the samples of all ranks, neither centred nor normalized; (N, D) -> (D, D).
+
+    In a process group of several ranks each of them has to call it, as in training with
+    DistributedDataParallel. They may hold different numbers of samples: sums and numbers are added up,
+    so all ranks get the same matrix. No gradient flows.
+    """
+    N, D = z.shape
+    total = z.detach().T @ z.detach()  # (D, D)
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        packed = torch.cat((total.flatten(), total.new_full((1,), N)))  # (D * D + 1,), one message
+        distributed.all_reduce(packed)
+        total, N = packed[:-1].view(D, D), packed[-1]
+    return total / N
 
 
 class Predictor(nn.Module):
@@ -44,18 +60,16 @@ class Predictor(nn.Module):
         """Move F by one step and set W_p from it, in float32 or better; no gradient flows.
 
         Args:
-            z: (N, D) projections of one step, both views.
+            z: (N, D) projections of one step, both views; with several processes, those of this rank.
 
         Raises:
             ValueError: z has another shape.
         """
         if z.ndim != 2 or z.shape[1] != self.dim:
             raise ValueError(f"z has shape {tuple(z.shape)}; it must be (N, {self.dim})")
-        N, _ = z.shape
         with torch.autocast(z.device.type, enabled=False):
-            z = z.to(self.F.dtype)
-            correlation = z.T @ z / N  # (D, D)
-            self.F.copy_(correlation if self.steps == 0 else self.F.lerp(correlation, 1 - self.rho))
+            C = correlation(z.to(self.F.dtype))
+            self.F.copy_(C if self.steps == 0 else self.F.lerp(C, 1 - self.rho))
             if self.steps % self.freq == 0:
                 self.set_weight()
         self.steps += 1

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.ranks import on_ranks
 from torch import nn
 
 from dcopy.predictors import (
@@ -57,6 +58,18 @@ def test_F_is_the_running_correlation_of_the_projections(make):
     C1, C2, C3 = (torch.einsum("ni,nj->ij", z, z) / len(z) for z in (z1, z2, z3))
     F = 0.3 * (0.3 * C1 + 0.7 * C2) + 0.7 * C3
     torch.testing.assert_close(predictor.F, F)
+
+
+@pytest.mark.parametrize("make", [SET["directcopy"], SET["directpred"], LEARNED["linear"]])
+def test_F_is_averaged_over_ranks(make, tmp_path):
+    """Two ranks with 20 and 44 of a step's projections: F and W_p as in one process with all 64."""
+    zs = projections(3)
+    states = on_ranks(lambda rank: after(make(), [z.split([20, 44])[rank] for z in zs]).state_dict(), tmp_path)
+    alone = after(make(), zs).state_dict()
+    torch.testing.assert_close(states[0]["F"], alone["F"])
+    for name in states[0].keys() & {"F", "weight"}:
+        assert torch.equal(states[0][name], states[1][name])
+        torch.testing.assert_close(states[0][name], alone[name])
 
 
 def test_update_refuses_projections_of_another_shape():

@@ -64,7 +64,8 @@ def test_F_is_the_running_correlation_of_the_projections(make):
 def test_F_is_averaged_over_ranks(make, tmp_path):
     """Two ranks with 20 and 44 of a step's projections: F and W_p as in one process with all 64."""
     zs = projections(3)
-    states = on_ranks(lambda rank: after(make(), [z.split([20, 44])[rank] for z in zs]).state_dict(), tmp_path)
+    shares = [[z.split([20, 44])[rank] for z in zs] for rank in range(2)]
+    states = on_ranks(lambda rank: after(make(), shares[rank]).state_dict(), tmp_path)
     alone = after(make(), zs).state_dict()
     torch.testing.assert_close(states[0]["F"], alone["F"])
     for name in states[0].keys() & {"F", "weight"}:

@@ -122,10 +122,13 @@ class Graphs:
             z = trainer.project(*self.views)
             return [torch.cat(z).detach(), *z]
 
+        def learn() -> list[Tensor]:
+            loss = trainer.loss(self.projected[1:], *self.views)
+            trainer.descend(loss)
+            return [loss.detach()]
+
         self.project, self.projected = capture(project, stream)
-        self.learn, self.loss = capture(
-            lambda: [trainer.learn(self.projected[1:], *self.views)], stream, self.project.pool()
-        )
+        self.learn, self.loss = capture(learn, stream, self.project.pool())
 
     def replay(self, views: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """One step on these views; the tensors returned are the same at every call."""

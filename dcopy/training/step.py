@@ -64,37 +64,46 @@ class Trainer:
         Returns:
             The loss () and the online projections of the first view (N, D), both detached.
         """
+        loss, z = self.forward(x1, x2)
+        self.descend(loss)
+        return loss.detach(), z.detach()
+
+    def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        """The passes of a step: the loss () and the online projections of the first view (N, D)."""
         # 1. online: views to projections
         z = self.project(x1, x2)
         # 2. correlation: F and W_p from the projections of this step, without gradient
         self.predictor.update(torch.cat(z).detach())
-        return self.learn(z, x1, x2), z[0].detach()
+        return self.loss(z, x1, x2), z[0]
 
     def project(self, x1: Tensor, x2: Tensor) -> list[Tensor]:
         """Online projections (N, D) of the views that are predicted from."""
-        return self._forward(self.online, (x1, x2) if self.config.symmetric_loss else (x1,))
+        return self._project(self.online, (x1, x2) if self.config.symmetric_loss else (x1,))
 
-    def learn(self, z: list[Tensor], x1: Tensor, x2: Tensor) -> Tensor:
-        """The rest of the step, once F and W_p are those of `z`; returns the loss."""
+    def loss(self, z: list[Tensor], x1: Tensor, x2: Tensor) -> Tensor:
+        """The loss () of predicting the target's projections from `z`, once F and W_p are those of `z`."""
         # 3. predictor
         p = self._views(self.predictor, z)
         # 4. target, without gradient; each prediction meets the other view's projection
         with torch.no_grad():
-            z_target = self._forward(self.target, (x2, x1)[: len(z)])
+            z_target = self._project(self.target, (x2, x1)[: len(z)])
         # 5. loss: both directions
-        loss = sum(negative_cosine(p_i, z_i) for p_i, z_i in zip(p, z_target, strict=True))
+        return sum(negative_cosine(p_i, z_i) for p_i, z_i in zip(p, z_target, strict=True))
+
+    def descend(self, loss: Tensor) -> None:
+        """The rest of the step: the weights move."""
         # 6. optimizer step
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         # 7. EMA
         ema_update(self.target, self.online, self.config.ema)
-        return loss.detach()
 
-    def _forward(self, network: nn.Module, views: tuple[Tensor, ...]) -> list[Tensor]:
-        """Projections (N, D) in float32, one tensor a view."""
+    def _project(self, network: nn.Module, views: tuple[Tensor, ...]) -> list[Tensor]:
+        """Projections (N, D) in float32 or better, one tensor a view."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return [z.float() for z in self._views(network, views)]
+            z = self._views(network, views)
+        return [z_i.to(torch.promote_types(z_i.dtype, torch.float32)) for z_i in z]
 
     def _views(self, module: nn.Module, views) -> list[Tensor]:
         """One pass a view, each with its own BatchNorm statistics, or one pass over all of them."""

@@ -124,6 +124,7 @@ class TrainConfig:
     hidden_dim: int | None = None  # of the projector and of BYOL's 2-layer predictor
     projection_dim: int | None = None
     precision: str = "fp32"  # bf16: autocast; correlation, predictor and loss stay float32
+    data_fingerprint: str = ""  # of the images, where the data set's name does not settle which
 
     def __post_init__(self):
         self._check_types()

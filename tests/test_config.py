@@ -96,6 +96,7 @@ def test_the_hash_names_the_configuration():
     changes = {
         **{"dataset": "digits", "method": "none", "normalize": "spectral", "target_start": "random"},
         **{"batchnorm": "joint", "encoder": "resnet18", "precision": "bf16"},
+        "data_fingerprint": "8864e0a70ebc49b3",
     }
     for field in dataclasses.fields(TrainConfig):
         value = getattr(config, field.name)

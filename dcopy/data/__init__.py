@@ -1,5 +1,5 @@
 """Data sets, folders of images, and the augmentation that makes views of them."""
 
-from .datasets import ImageData, check_images, describe, load
+from .datasets import ImageData, check_images, describe, fingerprint, load
 
-__all__ = ["ImageData", "check_images", "describe", "load"]
+__all__ = ["ImageData", "check_images", "describe", "fingerprint", "load"]

@@ -170,7 +170,7 @@ def _content_key(listing: Listing, caches: Path) -> str:
     remembered = caches / f"{_digest(str(listing.path), *seen)}.seen"
     if remembered.exists():
         return remembered.read_text()
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(threads()) as pool:
         contents = pool.map(lambda file: hashlib.sha256(file.read_bytes()).hexdigest(), files.values())
         lines = [f"{name}\0{content}" for name, content in zip(files, contents, strict=True)]
     key = _digest(str(FORMAT), *lines)
@@ -183,7 +183,7 @@ def _digest(*lines: str) -> str:
     return hashlib.sha256(b"\0\0".join(os.fsencode(line) for line in lines)).hexdigest()[:32]
 
 
-def _threads() -> int:
+def threads() -> int:
     """Threads, not processes: Pillow decodes and resizes without the interpreter lock."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_THREADS, cores)
@@ -193,8 +193,8 @@ def _decode_all(listing: Listing, cache: Path, image_size: int, skip_bad: bool, 
     """Write images and labels of each split, and last `meta.json`, the sign of a complete cache."""
     for left in cache.glob(".*.tmp"):  # by a process that was killed; we hold the lock
         left.unlink()
-    total, threads = len(listing.all_files()), _threads()
-    say(f"{listing.path}: decoding {total:,} images to {image_size} pixels, threads: {threads}", progress)
+    total, workers = len(listing.all_files()), threads()
+    say(f"{listing.path}: decoding {total:,} images to {image_size} pixels, threads: {workers}", progress)
     skipped = []
 
     def leave_out(file: Path, error: ValueError) -> None:
@@ -203,7 +203,7 @@ def _decode_all(listing: Listing, cache: Path, image_size: int, skip_bad: bool, 
             raise ValueError(_complaint(listing, skipped)) from error
 
     hidden = not (progress and wants_bar())
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=total, unit="image", disable=hidden) as bar:
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, unit="image", disable=hidden) as bar:
         for split, files in listing.files.items():
             labels, kept = listing.labels[split], []
             with atomic(cache / f"{split}.npy") as temporary, temporary.open("wb") as out:

@@ -15,7 +15,7 @@ from ..progress import Progress
 from . import checkpoint, health
 from .graphs import FastStep
 from .interrupt import Interrupted, StopSignals
-from .runs import Run, finished_run, load_run
+from .runs import Run, finished_run, load_run, on_images
 from .step import Trainer, derive_seed
 
 
@@ -34,7 +34,8 @@ def pretrain(
 ) -> Run:
     """Pretrain, or continue, or return what is finished: the folder decides.
 
-    The run lives in `out_dir/config.name`. A checkpoint is written after every epoch and every
+    The run lives in `out_dir/config.name`; on other images than those of a run that is there already,
+    beside it (see `runs.on_images`). A checkpoint is written after every epoch and every
     `checkpoint_minutes`; the same call then goes on from it: on the CPU bitwise as if it had never
     stopped, on a GPU up to the order in which kernels sum (0.2 % of the loss over six steps is what the
     test allows). SIGINT, SIGTERM and SIGUSR1 finish the step, save and raise Interrupted.
@@ -60,21 +61,21 @@ def pretrain(
     device = device or results.default_device()
     there = torch.device(device).type != "cuda" or torch.cuda.is_available()
     require("device", device, there, "cpu, since torch finds no GPU here")
+    if images is None:
+        source = data.load(config.dataset, data_root, image_size=config.image_size, skip_bad=skip_bad)
+        images = source.pretrain()
+    data.check_images(images)
+    allowed = f"at most the {len(images)} images"
+    require("batch_size", config.batch_size, config.batch_size <= len(images), allowed)
+    fingerprint = data.fingerprint(images)
+    config = on_images(config, out_dir, fingerprint, len(images))
     folder = Path(out_dir) / config.name
     with results.locked(folder):
         finished = finished_run(config, folder)
         if finished is not None:
             return finished
-        if images is None:
-            source = data.load(config.dataset, data_root, image_size=config.image_size, skip_bad=skip_bad)
-            images = source.pretrain()
-        data.check_images(images)
-        if config.batch_size > len(images):
-            raise ValueError(
-                f"batch_size={config.batch_size} is not allowed; it must be at most the {len(images)} images"
-            )
         results.write_json(folder / "config.json", config.to_dict())
-        loop = _Loop(config, folder, images, device, compile, checkpoint_minutes, stop_after)
+        loop = _Loop(config, folder, images, fingerprint, device, compile, checkpoint_minutes, stop_after)
         loop.run(progress)
     return load_run(folder)
 
@@ -82,8 +83,8 @@ def pretrain(
 class _Loop:
     """The epochs of one run, with all that lets them be stopped and continued."""
 
-    def __init__(self, config, folder, images, device, compile, checkpoint_minutes, stop_after):
-        self.config, self.folder = config, folder
+    def __init__(self, config, folder, images, fingerprint, device, compile, checkpoint_minutes, stop_after):
+        self.config, self.folder, self.fingerprint = config, folder, fingerprint
         self.images = images.to(device)  # (n, C, H, W) uint8, the whole data set on the device
         self.trainer = Trainer(config, images.shape[1], device)
         augmentation = augment.build(config.recipe.augmentation, config.image_size)
@@ -165,6 +166,7 @@ class _Loop:
     def save(self) -> None:
         header = {"config": self.config.to_dict(), "channels": self.images.shape[1]}
         header |= {"epoch": self.epoch, "step": self.step, "seconds": self.elapsed()}
+        header |= {"data_fingerprint": self.fingerprint}
         checkpoint.save(self.folder, {**self.trainer.tensors(), "losses": self.losses}, header)
         self.saved = time.monotonic()
 
@@ -181,8 +183,9 @@ class _Loop:
             raise ValueError(
                 f"the checkpoint in {self.folder} belongs to another configuration; move it away"
             )
-        if len(tensors["losses"]) != self.steps:
-            raise ValueError(f"the checkpoint in {self.folder} was made with another number of images")
+        others = header.get("data_fingerprint", self.fingerprint) != self.fingerprint
+        if others or len(tensors["losses"]) != self.steps:
+            raise ValueError(f"the checkpoint in {self.folder} was made with other images; move it away")
         self.losses.copy_(tensors.pop("losses"))
         self.trainer.load_tensors(tensors)
         self.epoch, self.step, self.seconds = header["epoch"], header["step"], header["seconds"]
@@ -196,6 +199,7 @@ class _Loop:
             "config": self.config.to_dict(),
             "metrics": record,
             "images": len(self.images),
+            "data_fingerprint": self.fingerprint,
             "encoder_fingerprint": checkpoint.fingerprint(self.trainer.online.encoder),
             "seconds": round(self.elapsed(), 3),
             **results.provenance(self.images.device),

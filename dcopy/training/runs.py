@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from .. import results
-from ..config import TrainConfig
+from ..config import TrainConfig, require
 from ..data import augment
 from ..models import Network
 from . import checkpoint
@@ -49,6 +50,47 @@ class FrozenEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 -> (N, d) float32"""
         return self.encoder(self.augmentation.clean(images)).float()
+
+
+def on_images(config: TrainConfig, out_dir: str | Path, fingerprint: str, count: int) -> TrainConfig:
+    """The run of `config` on these images.
+
+    That is `config` itself while its folder is free or holds a run on them. Where it holds a run on others,
+    as after photos were added, their fingerprint joins the configuration, and so the name of the run.
+
+    Args:
+        config: what was asked for.
+        out_dir: folder of run folders.
+        fingerprint: of the images, see `dcopy.data.fingerprint`.
+        count: of the images.
+
+    Raises:
+        ValueError: `config` names the fingerprint of other images.
+    """
+    if config.data_fingerprint:
+        allowed = f"{fingerprint}, that of the {count} images there are; they have changed, or are others"
+        require("data_fingerprint", config.data_fingerprint, config.data_fingerprint == fingerprint, allowed)
+        return config
+    beside = dataclasses.replace(config, data_fingerprint=fingerprint)
+    own = Path(out_dir, config.name)
+    taken = Path(out_dir, beside.name).exists() or not _may_hold(own, config, fingerprint, count)
+    return beside if taken else config
+
+
+def _may_hold(folder: Path, config: TrainConfig, fingerprint: str, count: int) -> bool:
+    """Whether what a folder holds, if anything, is a run on these images.
+
+    A run that was made before fingerprints were recorded counts as one on its data set's images if
+    their number is right, and on a folder of images never: files may have changed since.
+    """
+    if (folder / "result.json").exists():
+        record = results.read_json(folder / "result.json")
+    else:
+        loaded = checkpoint.load(folder)
+        record = loaded[1] if loaded else {"data_fingerprint": fingerprint}
+    if "data_fingerprint" in record:
+        return record["data_fingerprint"] == fingerprint
+    return not config.dataset.startswith("folder:") and record.get("images", count) == count
 
 
 def load_run(folder: str | Path) -> Run:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from helpers.processes import CONFIG, KILLS, SIGNALS
 from helpers.tiny import tiny_config, tiny_images, tiny_run
+from PIL import Image
 from safetensors.torch import save_file
 
 from dcopy import data, results
@@ -151,7 +153,7 @@ def test_the_folder_can_be_read_while_it_runs(tmp_path, at_step):
 
 def test_a_finished_run_is_read_and_not_run_again(reference, monkeypatch):
     monkeypatch.setattr(Trainer, "step", None)
-    assert_same(run(reference.folder.parent, images=None), reference)
+    assert_same(run(reference.folder.parent), reference)
     assert_same(load_run(reference.folder), reference)
 
 
@@ -189,6 +191,105 @@ def test_progress_is_a_line_an_epoch(tmp_path, capsys, monkeypatch):
     assert all(re.fullmatch(line.format(epoch), text) for epoch, text in enumerate(lines, start=1))
     run(tmp_path, tiny_config(method="none"), progress=False)
     assert capsys.readouterr().out == ""
+
+
+# the images are a part of what a run is
+
+OTHERS = {"more": tiny_images(60), "fewer": tiny_images(40), "changed": tiny_images(seed=1)}
+OTHERS["one pixel"] = tiny_images()
+OTHERS["one pixel"][7, 0, 3, 3] ^= 1
+OTHERS["another order"] = tiny_images().flip(0)
+
+
+@pytest.mark.parametrize("images", OTHERS.values(), ids=OTHERS)
+def test_other_images_are_another_run_beside_the_first(images, reference, tmp_path):
+    first = run(tmp_path)
+    second = run(tmp_path, images=images)
+    assert second.folder != first.folder and second.result["images"] == len(images)
+    assert untimed(second.metrics) != untimed(first.metrics)
+    assert second.result["data_fingerprint"] == data.fingerprint(images) == second.config.data_fingerprint
+    assert_same(load_run(first.folder), reference)
+
+
+def test_each_of_two_runs_is_found_again_by_its_images(tmp_path, monkeypatch):
+    others = OTHERS["changed"]
+    made = [run(tmp_path), run(tmp_path, images=others)]
+    monkeypatch.setattr(Trainer, "step", None)
+    for again, first in zip([run(tmp_path), run(tmp_path, images=others)], made, strict=True):
+        assert (again.folder, again.result) == (first.folder, first.result)
+
+
+def test_a_checkpoint_is_not_continued_on_other_images(reference, tmp_path, at_step):
+    interrupted(tmp_path, at_step)
+    clean = run(tmp_path / "clean", images=OTHERS["changed"])
+    assert_same(run(tmp_path, images=OTHERS["changed"]), clean)
+    assert_same(run(tmp_path), reference)
+
+
+def strip_fingerprint(folder):
+    """As runs were written before fingerprints were."""
+    record = results.read_json(folder / "result.json")
+    del record["data_fingerprint"], record["config"]["data_fingerprint"]
+    results.write_json(folder / "result.json", record)
+
+
+def test_a_run_from_before_fingerprints_stays_valid_on_as_many_images(tmp_path, monkeypatch):
+    first = run(tmp_path)
+    strip_fingerprint(first.folder)
+    assert run(tmp_path, images=OTHERS["more"]).result["images"] == 60
+    monkeypatch.setattr(Trainer, "step", None)
+    assert run(tmp_path).folder == first.folder
+
+
+def test_a_run_on_a_folder_from_before_fingerprints_is_not_handed_over(tmp_path):
+    config = tiny_config(dataset="folder:photos", encoder="conv", image_size=16)
+    images = tiny_images().expand(-1, 3, -1, -1)
+    first = run(tmp_path, config, images=images)
+    strip_fingerprint(first.folder)
+    assert run(tmp_path, config, images=images).folder != first.folder
+
+
+def test_a_checkpoint_from_before_fingerprints_goes_on_with_as_many_images(reference, tmp_path, at_step):
+    folder = interrupted(tmp_path, at_step)
+    tensors, header = checkpoint.read(folder / checkpoint.NEWEST)
+    del header["data_fingerprint"]
+    checkpoint.save(folder, tensors, header)
+    with pytest.raises(ValueError, match="was made with other images; move it away"):
+        run(tmp_path, images=tiny_images(100))
+    assert_same(run(tmp_path), reference)
+
+
+def test_a_fingerprint_that_was_asked_for_must_be_that_of_the_images(tmp_path):
+    asked = tiny_config(data_fingerprint=data.fingerprint(tiny_images()))
+    assert run(tmp_path, asked).config == asked
+    with pytest.raises(
+        ValueError, match=r"data_fingerprint='.*' is not allowed; it must be .*, that of the 40"
+    ):
+        run(tmp_path, asked, images=OTHERS["fewer"])
+
+
+def test_photos_that_were_added_are_trained_on_by_the_same_command(tmp_path, capsys):
+    def put(*names):
+        for name in names:
+            pixels = torch.randint(256, (16, 16, 3), generator=torch.Generator().manual_seed(name))
+            Image.fromarray(pixels.byte().numpy()).save(tmp_path / "photos" / f"{name}.png")
+
+    (tmp_path / "photos").mkdir()
+    put(*range(8))
+    command = [f"dataset=folder:{tmp_path}/photos", *TINY, "epochs=1", "batch_size=8", "encoder=conv"]
+    command += ["image_size=16", "--out-dir", str(tmp_path / "runs"), "--data-root", str(tmp_path / "root")]
+    command += ["--device", "cpu"]
+    counts = []
+    for change in (None, lambda: put(8, 9), lambda: (tmp_path / "photos" / "8.png").unlink()):
+        if change:
+            change()
+        assert main(command) == 0
+        found = (results.read_json(path)["images"] for path in tmp_path.glob("runs/*/result.json"))
+        counts.append(sorted(found))
+    assert counts == [[8], [8, 10], [8, 9, 10]]
+    shutil.rmtree(tmp_path / "photos")
+    assert main(command) == 2
+    assert re.search("error: .*photos is not a folder", capsys.readouterr().err)
 
 
 # stopping and continuing
@@ -339,12 +440,6 @@ def test_results_of_another_configuration_are_refused(tmp_path, at_step):
     (folder / "result.json").write_text('{"config"')
     with pytest.raises(ValueError, match=r"result\.json is not a complete JSON file"):
         run(tmp_path, other)
-
-
-def test_another_number_of_images_is_refused(tmp_path, at_step):
-    interrupted(tmp_path, at_step)
-    with pytest.raises(ValueError, match="was made with another number of images"):
-        run(tmp_path, images=tiny_images(100))
 
 
 def test_load_run_refuses_what_is_no_run(tmp_path, at_step):

@@ -21,6 +21,7 @@ METHODS = {  # name in code: name in tables and figures
     "directset": "DirectSet",
     "linear": "SGD linear predictor",
     "mlp": "BYOL 2-layer predictor",
+    "simsiam": "SimSiam",
     "none": "no predictor",
 }
 
@@ -105,7 +106,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 4e-4  # L2 on all parameters; eta in the theory
     # online and target
-    ema: float = 0.996  # momentum of the target's parameters; 0 copies the online network
+    ema: float = 0.996  # momentum of the target's parameters; 0 copies the online network; SimSiam has 0
     target_start: str = "copy"  # the reference code: random
     batchnorm: str = "per-view"  # statistics of each view alone, or of both views jointly
     symmetric_loss: bool = True  # both directions; False: the first view predicts the second
@@ -164,6 +165,11 @@ class TrainConfig:
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.method == "simsiam":  # its target is the online network itself
+            none = "with method=simsiam, which has no target network"
+            require("ema", self.ema, self.ema in (0.0, _FIELDS["ema"].default), f"0 {none}")
+            require("target_start", self.target_start, self.target_start == "copy", f"copy {none}")
+            object.__setattr__(self, "ema", 0.0)
         if self.method == "directset":
             require("alpha", self.alpha, self.alpha is not None, "a positive number with method=directset")
         else:
@@ -229,6 +235,7 @@ class TrainConfig:
         return cls(**values)
 
 
+_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 _FROM_RECIPE = ("encoder", "width", "image_size", "hidden_dim", "projection_dim")
 
 

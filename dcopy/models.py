@@ -84,18 +84,33 @@ ENCODERS = {
 }
 
 
+def projector(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """BYOL's two layers, with the reference code's BatchNorm."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.BatchNorm1d(hidden, affine=False),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, outputs),
+    )
+
+
+def simsiam_projector(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """SimSiam's three layers, each with BatchNorm (`facebookresearch/simsiam:simsiam/builder.py`)."""
+    layers = []
+    for size in (inputs, hidden):
+        layers += [nn.Linear(size, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+    last = [nn.Linear(hidden, outputs, bias=False), nn.BatchNorm1d(outputs, affine=False)]
+    return nn.Sequential(*layers, *last)
+
+
 class Network(nn.Module):
     """Encoder and projector: an image x becomes a representation h and a projection z."""
 
     def __init__(self, config: TrainConfig, channels: int):
         super().__init__()
         self.encoder = ENCODERS[config.encoder](channels, config.width)
-        self.projector = nn.Sequential(
-            nn.Linear(self.encoder.out_dim, config.hidden_dim),
-            nn.BatchNorm1d(config.hidden_dim, affine=False),
-            nn.ReLU(inplace=True),
-            nn.Linear(config.hidden_dim, config.projection_dim),
-        )
+        project = simsiam_projector if config.method == "simsiam" else projector
+        self.projector = project(self.encoder.out_dim, config.hidden_dim, config.projection_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D)"""

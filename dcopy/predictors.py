@@ -264,7 +264,10 @@ class LinearPredictor(Predictor):
 
 
 class MLPPredictor(Predictor):
-    """BYOL's predictor: linear, BatchNorm, ReLU, linear (Grill et al. 2020, arXiv 2006.07733)."""
+    """BYOL's predictor: linear, BatchNorm, ReLU, linear (Grill et al. 2020, arXiv 2006.07733).
+
+    SimSiam's has a bottleneck, hidden = dim / 4 (Chen and He 2021, arXiv 2011.10566, section 4.2).
+    """
 
     def __init__(self, dim: int, hidden: int = 512, rho: float = 0.3):
         super().__init__(dim, rho)
@@ -295,6 +298,7 @@ def build_predictor(config: TrainConfig) -> Predictor:
         "directset": lambda: DirectSet(dim, c.alpha, c.rho, c.eps, c.normalize, c.freq),
         "linear": lambda: LinearPredictor(dim, c.predictor_bias, c.predictor_symmetric, c.rho),
         "mlp": lambda: MLPPredictor(dim, c.hidden_dim, c.rho),
+        "simsiam": lambda: MLPPredictor(dim, max(1, dim // 4), c.rho),
         "none": lambda: IdentityPredictor(dim, c.rho),
     }
     return builders[config.method]()

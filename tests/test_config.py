@@ -209,3 +209,12 @@ def test_planning_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_simsiam_has_no_momentum():
+    """Its target is the online network, so the default of the others becomes 0 and nothing else is taken."""
+    assert TrainConfig(method="simsiam").ema == 0
+    assert TrainConfig(method="simsiam") == TrainConfig(method="simsiam", ema=0.0)
+    for field in ({"ema": 0.9}, {"target_start": "random"}):
+        with pytest.raises(ValueError, match="with method=simsiam"):
+            TrainConfig(method="simsiam", **field)

@@ -61,6 +61,16 @@ def test_network_follows_the_protocol(dataset):
     assert network.eval()(torch.randn(2, 1, 16, 16)).shape == (2, D)
 
 
+def test_simsiam_projects_with_three_layers_and_a_batchnorm_after_each():
+    """The last without affine, as in the published code; everything before the projector is the others'."""
+    network, other = Network(TrainConfig(method="simsiam"), channels=1), Network(TrainConfig(), channels=1)
+    norms = [layer for layer in network.projector if isinstance(layer, nn.BatchNorm1d)]
+    linear = [layer for layer in network.projector if isinstance(layer, nn.Linear)]
+    sizes = [(layer.in_features, layer.out_features) for layer in linear]
+    assert sizes == [(128, 256), (256, 256), (256, 64)] and [norm.affine for norm in norms] == [1, 1, 0]
+    assert network.encoder.state_dict().keys() == other.encoder.state_dict().keys()
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
 def test_ema_moves_parameters_by_its_formula_and_no_buffer(momentum):
     """The target's BatchNorm statistics come from its own forward passes in train mode."""

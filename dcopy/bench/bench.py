@@ -207,11 +207,12 @@ def mark_parts(trainer: Trainer, mark) -> list:
     What lies between two marks belongs to the part that ends with the second. Returns the handles of
     the hooks, to remove them.
     """
+    target = [trainer.target] if "target" in trainer.parts else []  # SimSiam has none of its own
     return [
         trainer.online.register_forward_hook(lambda *_: mark("online forward")),
         trainer.predictor.register_forward_pre_hook(lambda *_: mark("predictor update")),
         trainer.predictor.register_forward_hook(lambda *_: mark("prediction")),
-        trainer.target.register_forward_hook(lambda *_: mark("target forward")),
+        *(module.register_forward_hook(lambda *_: mark("target forward")) for module in target),
         trainer.optimizer.register_step_pre_hook(lambda *_: mark("loss and backward")),
         trainer.optimizer.register_step_post_hook(lambda *_: mark("optimizer")),
     ]
@@ -223,7 +224,8 @@ def memory_estimate(trainer: Trainer, kept: dict[int, int], images: Tensor) -> d
     Each of the P trained parameters has a gradient and a momentum. The images are those of one
     batch; pretraining has the whole data set there. What an operation needs while it runs comes on top.
     """
-    trained, target = trainer.named_parameters.values(), list(trainer.target.parameters())
+    trained = trainer.named_parameters.values()
+    target = list(trainer.target.parameters()) if "target" in trainer.parts else []
     own = {parameter.untyped_storage().data_ptr() for parameter in trained}
     parts = {
         "parameters": 4 * (3 * sum(p.numel() for p in trained) + sum(p.numel() for p in target)),

@@ -16,9 +16,9 @@ from ..config import METHODS
 from ..training import health
 
 # Okabe and Ito's colours: told apart with every kind of colour vision. One method, one colour, everywhere.
-PALETTE = ("#0072B2", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#882255", "#999933", "#332288")
+PALETTE = ("#0072B2", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#882255", "#D55E00", "#999933", "#332288")
 COLORS = dict(zip(METHODS, cycle(PALETTE))) | {"pixels": "#7F7F7F", "random": "#000000"}
-MARKERS = dict(zip(METHODS, cycle("osD^vX<>h"))) | {"pixels": "P", "random": "d"}
+MARKERS = dict(zip(METHODS, cycle("osD^v<X>h"))) | {"pixels": "P", "random": "d"}
 VERDICT_COLORS = {"healthy": "#009E73", "partial collapse": "#E69F00", "collapsed": "#D55E00"}
 
 

@@ -40,7 +40,7 @@ class FastStep:
         self.steps, self.graphs = 0, None
         if self.compiled:
             self.apply = torch.compile(augmentation.apply, dynamic=False)
-            for network in (trainer.online, trainer.target):  # its forward alone: hooks stay outside
+            for network in {trainer.online, trainer.target}:  # its forward alone: hooks stay outside
                 network.forward = torch.compile(network.forward, dynamic=False)
         self.stream = None
         if self.is_cuda:
@@ -85,7 +85,7 @@ class FastStep:
 
     def _first(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """The first step compiles. If that fails, it is taken back and done again without."""
-        parts = [getattr(self.trainer, name) for name in ("online", "target", "predictor")]
+        parts = self.trainer.parts.values()
         before = copy.deepcopy([part.state_dict() for part in parts]), generator.get_state()
         try:
             return self.trainer.step(*self.views(images, generator))
@@ -94,7 +94,7 @@ class FastStep:
                 "torch.compile is not possible here (%s); training goes on without it", one_line(error)
             )
         self.compiled, self.apply = False, self.augmentation.apply
-        for network in (self.trainer.online, self.trainer.target):
+        for network in {self.trainer.online, self.trainer.target}:
             del network.forward  # the class's own is there again
         for part, state in zip(parts, before[0], strict=True):
             part.load_state_dict(state)

@@ -19,6 +19,8 @@ from . import checkpoint
 class Trainer:
     """Online network, target, predictor and optimizer of one run, and the step that moves them.
 
+    SimSiam has no network of its own for the target: there, `target` is the online network.
+
     Args:
         config: the run.
         channels: of the images.
@@ -29,7 +31,9 @@ class Trainer:
         self.config, self.device = config, torch.device(device)
         with seeded(config.seed, "weights"):
             self.online = Network(config, channels)
-        if config.target_start == "copy":
+        if config.method == "simsiam":
+            self.target = self.online
+        elif config.target_start == "copy":
             self.target = copy.deepcopy(self.online)
         else:
             with seeded(config.seed, "target"):
@@ -38,9 +42,13 @@ class Trainer:
             self.predictor = build_predictor(config)
         # With other widths oneDNN's kernels for channels_last overrun their buffers (width 2 and 4, AVX2).
         layout = torch.channels_last if config.width % 8 == 0 else torch.contiguous_format
-        for module in (self.online, self.target, self.predictor):
+        self.parts = {"online": self.online, "target": self.target, "predictor": self.predictor}
+        if self.target is self.online:
+            del self.parts["target"]
+        else:
+            self.target.requires_grad_(False)
+        for module in self.parts.values():
             module.to(self.device, memory_format=layout).train()
-        self.target.requires_grad_(False)
         self.named_parameters = {
             name: parameter
             for name, parameter in itertools.chain(
@@ -85,8 +93,7 @@ class Trainer:
         # 3. predictor
         p = self._views(self.predictor, z)
         # 4. target, without gradient; each prediction meets the other view's projection
-        with torch.no_grad():
-            z_target = self._project(self.target, (x2, x1)[: len(z)])
+        z_target = self.targets(z, x1, x2)
         # 5. loss: both directions
         return sum(negative_cosine(p_i, z_i) for p_i, z_i in zip(p, z_target, strict=True))
 
@@ -97,7 +104,15 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         # 7. EMA
-        ema_update(self.target, self.online, self.config.ema)
+        if self.target is not self.online:
+            ema_update(self.target, self.online, self.config.ema)
+
+    @torch.no_grad()
+    def targets(self, z: list[Tensor], x1: Tensor, x2: Tensor) -> list[Tensor]:
+        """What each prediction from `z` shall meet, (N, D) without gradient: the other view's projection."""
+        if self.target is self.online and len(z) == 2:  # they are there already
+            return [z_i.detach() for z_i in reversed(z)]
+        return self._project(self.target, (x2, x1)[: len(z)])
 
     def _project(self, network: nn.Module, views: tuple[Tensor, ...]) -> list[Tensor]:
         """Projections (N, D) in float32 or better, one tensor a view."""
@@ -114,8 +129,8 @@ class Trainer:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
         state = {}
-        for part in ("online", "target", "predictor"):
-            for name, tensor in getattr(self, part).state_dict().items():
+        for part, module in self.parts.items():
+            for name, tensor in module.state_dict().items():
                 state[f"{part}.{name}"] = tensor
         for name, parameter in self.named_parameters.items():
             if "momentum_buffer" in self.optimizer.state[parameter]:
@@ -124,8 +139,8 @@ class Trainer:
 
     def load_tensors(self, state: dict[str, Tensor]) -> None:
         """The inverse of `tensors`; every name must be there and none may be left over."""
-        for name in ("online", "target", "predictor"):
-            getattr(self, name).load_state_dict(checkpoint.part(state, name), strict=True)
+        for name, module in self.parts.items():
+            module.load_state_dict(checkpoint.part(state, name), strict=True)
         if self.config.momentum == 0:  # SGD keeps nothing
             return
         for name, parameter in self.named_parameters.items():

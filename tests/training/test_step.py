@@ -7,7 +7,10 @@ import torch
 from helpers.tiny import tiny_config, tiny_views
 from torch.nn import functional
 
-from dcopy.config import METHODS
+from dcopy import data
+from dcopy.config import METHODS, TrainConfig
+from dcopy.data import augment
+from dcopy.training import health
 from dcopy.training import step as trainer_module
 from dcopy.training.step import Trainer, derive_seed
 
@@ -117,7 +120,7 @@ def test_three_steps_equal_the_algorithm_written_out(symmetric, batchnorm):
 # gradients
 
 
-@all_methods
+@pytest.mark.parametrize("fields", [f for f in FIELDS.values() if f["method"] != "simsiam"])
 def test_no_gradient_reaches_the_target(fields):
     trainer = make(**fields)
     assert not any(parameter.requires_grad for parameter in trainer.target.parameters())
@@ -135,6 +138,54 @@ def test_the_target_starts_as_a_copy_or_on_its_own(target_start):
     assert equal(trainer.target.state_dict(), make(target_start=target_start).target.state_dict())
     trainer.step(*tiny_views())
     assert not equal(trainer.online.state_dict(), trainer.target.state_dict())  # a copy, not the same
+
+
+# SimSiam
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_simsiam_is_byol_s_step_with_a_target_that_is_copied_at_each(symmetric):
+    """No network of its own, and the numbers of one that follows with momentum 0."""
+    simsiam = make(method="simsiam", symmetric_loss=symmetric)
+    assert simsiam.target is simsiam.online
+    assert not any(name.startswith("target") for name in simsiam.tensors())
+    followed = make(method="simsiam", symmetric_loss=symmetric)
+    followed.target = followed.parts["target"] = copy.deepcopy(followed.online).requires_grad_(False)
+    for seed in range(3):
+        losses = [trainer.step(*tiny_views(seed=seed))[0] for trainer in (simsiam, followed)]
+        torch.testing.assert_close(*losses)
+    torch.testing.assert_close(parameters(simsiam), parameters(followed))
+
+
+def test_simsiam_s_gradient_is_that_of_its_predictions_alone():
+    trainer, views = make(method="simsiam"), tiny_views()
+    written_out = copy.deepcopy(trainer)
+    trainer.loss(trainer.project(*views), *views).backward()
+    z = [written_out.online(view) for view in views]
+    p = [written_out.predictor(z_i) for z_i in z]
+    loss = -2 * (cosine(p[0], z[1].detach()) + cosine(p[1], z[0].detach()))
+    loss.backward()
+    for own, expected in zip(trainer.online.parameters(), written_out.online.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, expected.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_simsiam_collapses_without_stop_gradient():
+    """As in figure 2 of Chen and He 2021: everything else is the same."""
+
+    class WithoutStopGradient(Trainer):
+        def targets(self, z, x1, x2):
+            return list(reversed(z))
+
+    images, augmentation, verdicts = data.load("digits").train, augment.build("digits"), []
+    for kind in (Trainer, WithoutStopGradient):
+        generator = torch.Generator().manual_seed(0)
+        config = TrainConfig(method="simsiam", width=8, hidden_dim=64, projection_dim=32)
+        trainer = kind(config, channels=1)
+        for _ in range(80):
+            batch = images[torch.randint(len(images), (64,), generator=generator)]
+            _, z = trainer.step(augmentation(batch, generator), augmentation(batch, generator))
+        verdicts.append(health.measure(z, trainer.predictor.F)["verdict"])
+    assert verdicts == ["healthy", "collapsed"]
 
 
 # BatchNorm
@@ -159,7 +210,7 @@ def test_joint_batchnorm_differs_in_train_mode_and_agrees_in_eval_mode():
 
 
 def test_all_methods_start_from_the_same_encoder():
-    starts = [parameters(make(**fields)) for fields in FIELDS.values()]
+    starts = [make(**fields).online.encoder.state_dict() for fields in FIELDS.values()]
     assert all(equal(start, starts[0]) for start in starts)
     assert not equal(parameters(make(seed=1)), starts[0])
 

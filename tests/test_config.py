@@ -29,7 +29,7 @@ def config_of(method, **fields):
     [
         ("dataset", "mnist", "one of digits, cifar10, cifar100, stl10, folder:PATH"),
         ("dataset", "folder:", "folder:PATH"),
-        ("method", "simclr", "one of directcopy, directpred, directset, linear, mlp, none"),
+        ("method", "simclr", "one of directcopy, directpred, directset, linear, mlp, simsiam, none"),
         ("epochs", 0, "an integer of at least 1"),
         ("epochs", 1.5, "of type int"),
         ("epochs", True, "of type int"),

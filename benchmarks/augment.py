@@ -16,7 +16,7 @@ import time
 import torch
 from torchvision.transforms import v2
 
-from dcopy import results
+from dcopy import hardware, results
 from dcopy.data import augment
 
 SHAPES = {"digits": (1, 16, 16), "cifar": (3, 32, 32), "stl10": (3, 96, 96)}
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="cifar", choices=augment.RECIPES)
     parser.add_argument("--images", type=int, default=256, help="images a batch; 256 are two views of 128")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--device", default=results.default_device())
+    parser.add_argument("--device", help=hardware.WORDS)
     parser.add_argument("--compile", action="store_true", help="time the compiled batch, too (a minute more)")
     parser.add_argument("--json", help="where to write the numbers, too")
     args = parser.parse_args()
@@ -121,7 +121,7 @@ def main() -> None:
     ways = compare(recipe, images, args.repeats, args.compile)
     parts = shares(recipe, images, args.repeats)
 
-    print(f"{args.recipe}, batches of {args.images}, {results.device_name(args.device)}")
+    print(f"{args.recipe}, batches of {args.images}, {hardware.name(args.device)}")
     for way in ways:
         print(f"{way['way']:28}{way['images_per_second']:12,.0f} images/s{way['ours_is_faster_by']:10.1f}x")
     for part in parts:

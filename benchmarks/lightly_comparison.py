@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dcopy import data, results
+from dcopy import data, hardware, results
 from dcopy.config import TrainConfig
 from dcopy.data import augment
 from dcopy.evaluation.evaluate import evaluate
@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of lightly's DataLoader")
     parser.add_argument("--width", type=int, help="of the encoders, smaller for a trial")
-    parser.add_argument("--device", default=results.default_device())
+    parser.add_argument("--device", help=hardware.WORDS)
     parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args(arguments)
 
@@ -251,7 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
     cifar = TrainConfig(dataset="cifar10", method="mlp", width=args.width, epochs=1)
     print(f"digits, {args.epochs} epochs, accuracy on the test set")
     records = accuracy(digits, args.seeds, args.device)
-    print(f"{results.device_name(args.device)}: images per second, the first line to warm up")
+    print(f"{hardware.name(args.device)}: images per second, the first line to warm up")
     rates = speed(cifar, args.precisions, args.rounds, args.steps, args.workers, args.device)
     for row in (rows := summary(records)):
         print(f"  {row['name']:24} linear {row['linear_mean']:.1f} %, k-NN {row['knn_mean']:.1f} %")

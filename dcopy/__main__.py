@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from . import hardware
 from .config import TrainConfig, parse_options
 from .training.interrupt import Interrupted
 
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out-dir", default="runs", help="folder of run folders (default: runs)")
     parser.add_argument("--data-root", help="where data sets lie (default: DCOPY_DATA or ~/.cache/dcopy)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out unreadable files of a folder")
-    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    parser.add_argument("--device", help=hardware.WORDS)
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         message = str(error) or "interrupted; the same command goes on from the last checkpoint"
         print(message, file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 130
-    print(f"{config.label}: {run.result['metrics']['verdict']}, {run.result['seconds']:.1f} s, {run.folder}")
+    took = f"{run.result['seconds']:.1f} s on {run.result['device']} in {run.precision}"
+    print(f"{config.label}: {run.result['metrics']['verdict']}, {took}, {run.folder}")
     return 0
 
 

@@ -51,7 +51,7 @@ CHOICES = {
     "normalize": ("none", "frobenius", "spectral"),
     "target_start": ("copy", "random"),
     "batchnorm": ("per-view", "joint"),
-    "precision": ("fp32", "bf16"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
     "encoder": ("conv", "resnet18-cifar", "resnet18"),
 }
 
@@ -124,7 +124,8 @@ class TrainConfig:
     image_size: int | None = None  # pixels, side of a view
     hidden_dim: int | None = None  # of the projector and of BYOL's 2-layer predictor
     projection_dim: int | None = None
-    precision: str = "fp32"  # bf16: autocast; correlation, predictor and loss stay float32
+    # bf16, fp16: autocast; correlation, predictor and loss stay float32. auto: see hardware.precision_on
+    precision: str = "fp32"
     data_fingerprint: str = ""  # of the images, where the data set's name does not settle which
 
     def __post_init__(self):

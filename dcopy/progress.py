@@ -20,7 +20,7 @@ def wants_bar() -> bool:
 
 
 class Progress:
-    """Follows a training loop that has `epoch`, `step`, `steps` and `config`."""
+    """Follows a training loop that has `epoch`, `step`, `steps`, `config` and `runs_on`, a line."""
 
     def __init__(self, loop, show: bool):
         self.loop, self.show = loop, show
@@ -37,26 +37,28 @@ class Progress:
             leave=False,
             disable=not (self.show and wants_bar()),
         )
+        self.say(f"{self.loop.config.label} on {self.loop.runs_on}")
         return self
+
+    def say(self, line: str) -> None:
+        if self.show:
+            self.bar.write(line, file=sys.stdout)
+            sys.stdout.flush()
 
     def step(self) -> None:
         self.bar.update()
 
     def epoch(self, record: dict) -> None:
         """One line: epoch, loss, health, images per second since the start, time remaining."""
-        if not self.show:
-            return
         done = record["epoch"] * self.loop.steps - self.first
         seconds = time.monotonic() - self.started
         rate = done * self.loop.config.batch_size / seconds
         left = (self.total - self.first - done) * seconds / done
-        line = (
+        self.say(
             f"epoch {record['epoch']}/{self.loop.config.epochs}  loss {record['loss']:.3f}  "
             f"std {record['projection_std']:.2f}  rank {record['effective_rank']:.1f}  "
             f"{record['verdict']}  {rate:,.0f} images/s  {left:.0f} s left"
         )
-        self.bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
 
     def __exit__(self, *error) -> None:
         self.bar.close()

@@ -18,7 +18,7 @@ import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
-from . import __version__
+from . import __version__, hardware
 
 try:
     import fcntl
@@ -160,19 +160,6 @@ def commit() -> str:
         return "unknown"
 
 
-def device_name(device) -> str:
-    """The GPU's name, or the processor's model and the number of threads in use."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
 def provenance(device="cpu") -> dict:
     """Where a number comes from: commit, versions, device and time, for every result file."""
     packages = ("torch", "torchvision", "numpy", "scikit-learn")
@@ -183,25 +170,21 @@ def provenance(device="cpu") -> dict:
     return {
         "commit": commit(),
         "versions": {"python": platform.python_version(), **versions},
-        "device": device_name(device),
+        "device": hardware.name(device),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def default_device() -> str:
-    """'cuda' where a GPU can be used, else 'cpu'."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def print_environment() -> None:
     """Say what a notebook runs on: versions, device, and what to change where there is no GPU."""
-    device = default_device()
-    versions = provenance(device)["versions"]
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
-    print(f"device: {device_name(device)}")
-    if device == "cpu":
+    try:
+        device, precision = hardware.choose(precision="auto")
+        kind, line = device.type, f"{hardware.name(device)}; precision=auto is {precision}"
+    except ValueError as error:  # said here, and raised by what computes
+        kind, line = None, str(error)
+    print(", ".join(f"{name} {version}" for name, version in provenance()["versions"].items()))
+    print(f"device: {line}")
+    if kind == "cpu":
         advice = (
             "Runtime > Change runtime type > GPU" if "google.colab" in sys.modules else "digits need none"
         )

@@ -50,7 +50,7 @@ def config_of(method, **fields):
         ("normalize", "l2", "one of none, frobenius, spectral"),
         ("target_start", "zero", "one of copy, random"),
         ("batchnorm", "off", "one of per-view, joint"),
-        ("precision", "fp16", "one of fp32, bf16"),
+        ("precision", "fp8", "one of auto, fp32, bf16, fp16"),
         ("encoder", "vit", "one of conv, resnet18-cifar, resnet18"),
         ("symmetric_loss", 1, "of type bool"),
         ("projection_dim", 0, "an integer of at least 1"),

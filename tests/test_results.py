@@ -187,7 +187,7 @@ def test_provenance_names_commit_versions_device_and_time():
 
 @pytest.mark.parametrize("colab", [True, False])
 def test_the_environment_says_what_to_change_without_a_gpu(colab, capsys, monkeypatch):
-    monkeypatch.setattr(results, "default_device", lambda: "cpu")
+    monkeypatch.setenv("DCOPY_DEVICE", "cpu")
     monkeypatch.setitem(results.sys.modules, "google.colab", object()) if colab else None
     results.print_environment()
     versions, device, advice = capsys.readouterr().out.splitlines()

@@ -15,7 +15,7 @@ import sys
 import torch
 from torch import Tensor
 
-from .. import results
+from .. import hardware, results
 from ..config import TrainConfig, parse_options, require
 from ..data import augment
 from ..predictors import Predictor, SetPredictor, build_predictor
@@ -264,7 +264,7 @@ def print_tables(record: dict) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dcopy.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--config", nargs="*", default=[], metavar="name=value", help="fields of TrainConfig")
-    parser.add_argument("--device", default=results.default_device())
+    parser.add_argument("--device", help=hardware.WORDS)
     parser.add_argument("--steps", type=int, default=10, help="training steps to time (default: 10)")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="compile the step (default: on a GPU)"
@@ -274,16 +274,18 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         config = TrainConfig.from_dict(parse_options(args.config))
-        step = step_parts(config, args.device, args.steps, compile=args.compile)
+        device, precision = hardware.choose(args.device, config.precision)
+        step = step_parts(config, device, args.steps, compile=args.compile)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    large = [LARGE_DIM] if args.full or torch.device(args.device).type == "cuda" else []
+    large = [LARGE_DIM] if args.full or device.type == "cuda" else []
     record = {
         "config": config.to_dict(),
         "step": step,
-        "predictors": predictor_costs((*DIMS, *large), args.device),
-        "provenance": results.provenance(args.device),
+        "predictors": predictor_costs((*DIMS, *large), device),
+        "precision": precision,
+        "provenance": results.provenance(device),
     }
     print_tables(record)
     if args.out:

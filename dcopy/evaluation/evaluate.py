@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import results
+from .. import hardware, results
 from ..config import TrainConfig
 from ..data import ImageData
 from ..training import checkpoint
@@ -56,7 +56,7 @@ def extract_features(
     """
     if len(images) == 0:
         raise ValueError("there are no images to extract features from")
-    device = device or results.default_device()
+    device, _ = hardware.choose(device)
     encoder = encoder.to(device).eval()
     parts = [encoder(batch.to(device)).float().cpu() for batch in images.split(batch_size)]
     return torch.cat(parts).numpy()

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import hardware
 from ..config import TrainConfig
 from ..data import augment
 from ..models import Network
-from ..results import default_device
 from ..training import checkpoint
 from ..training.step import derive_seed
 
@@ -50,7 +50,7 @@ def variances(
     """
     network, F, config = load_network(folder)
     augmentation = augment.build(config.recipe.augmentation, config.image_size)
-    device = device or default_device()
+    device, _ = hardware.choose(device)
     generator = torch.Generator(device).manual_seed(derive_seed(config.seed, "variance"))
     network, batches = network.to(device), images.to(device).split(1000)
 

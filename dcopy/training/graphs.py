@@ -36,7 +36,9 @@ class FastStep:
         self.apply = augmentation.apply
         self.is_cuda = trainer.device.type == "cuda"
         self.compiled = self.is_cuda if compile is None else compile
-        self.captures = self.compiled and self.is_cuda
+        self.captures = self.compiled and self.is_cuda and not trainer.scaler.is_enabled()
+        if self.compiled and self.is_cuda and not self.captures:
+            log.warning("fp16 goes without CUDA graphs: after each step the host asks whether it overflowed")
         self.steps, self.graphs = 0, None
         if self.compiled:
             self.apply = torch.compile(augmentation.apply, dynamic=False)

@@ -33,7 +33,7 @@ def projection_std(z: Tensor) -> float:
 
 def spectrum(F: Tensor) -> Tensor:
     """Eigenvalues (D,) of a correlation matrix, descending, clipped at 0, in float64 on the CPU."""
-    F = F.detach().double().cpu()
+    F = F.detach().cpu().double()
     return torch.linalg.eigvalsh((F + F.T) / 2).flip(0).clamp(min=0)
 
 

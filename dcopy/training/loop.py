@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import data, results
+from .. import data, hardware, results
 from ..config import TrainConfig, require
 from ..data import augment
 from ..progress import Progress
@@ -46,7 +46,7 @@ def pretrain(
         images: (N, C, H, W) uint8 to pretrain on, instead of the data set's own.
         data_root: where data sets lie, see `dcopy.data.load`.
         skip_bad: leave unreadable files of a folder of images out, instead of raising.
-        device: default a GPU where there is one.
+        device: cpu, cuda, cuda:1, gpu, mps or the number of a GPU; default: a GPU where there is one.
         compile: use torch.compile and, on a GPU, CUDA graphs; default: on a GPU. On a CPU the minutes
             that it takes seldom come back.
         stop_after: seconds after which to save and raise Interrupted.
@@ -58,9 +58,7 @@ def pretrain(
         FloatingPointError: the loss became NaN or infinite; the message names the step.
         Interrupted: stopped by a signal or by `stop_after`; the state is saved.
     """
-    device = device or results.default_device()
-    there = torch.device(device).type != "cuda" or torch.cuda.is_available()
-    require("device", device, there, "cpu, since torch finds no GPU here")
+    device, _ = hardware.choose(device, config.precision)
     if images is None:
         source = data.load(config.dataset, data_root, image_size=config.image_size, skip_bad=skip_bad)
         images = source.pretrain()
@@ -86,7 +84,9 @@ class _Loop:
     def __init__(self, config, folder, images, fingerprint, device, compile, checkpoint_minutes, stop_after):
         self.config, self.folder, self.fingerprint = config, folder, fingerprint
         self.images = images.to(device)  # (n, C, H, W) uint8, the whole data set on the device
-        self.trainer = Trainer(config, images.shape[1], device)
+        self.begun = checkpoint.load(folder)  # a run keeps the precision in which it began
+        precision = self.begun[1].get("precision") if self.begun else None
+        self.trainer = Trainer(config, images.shape[1], device, precision)
         augmentation = augment.build(config.recipe.augmentation, config.image_size)
         self.fast_step = FastStep(self.trainer, augmentation, compile)
         self.steps = len(images) // config.batch_size  # a partial last batch is dropped
@@ -94,6 +94,10 @@ class _Loop:
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.started = self.saved = time.monotonic()
         self.checkpoint_seconds, self.stop_after = 60 * checkpoint_minutes, stop_after
+
+    @property
+    def runs_on(self) -> str:
+        return hardware.describe(self.images.device, self.trainer.precision)
 
     def run(self, show_progress: bool) -> None:
         self.restore()
@@ -165,6 +169,7 @@ class _Loop:
 
     def save(self) -> None:
         header = {"config": self.config.to_dict(), "channels": self.images.shape[1]}
+        header["precision"] = self.trainer.precision
         header |= {"epoch": self.epoch, "step": self.step, "seconds": self.elapsed()}
         header |= {"data_fingerprint": self.fingerprint}
         checkpoint.save(self.folder, {**self.trainer.tensors(), "losses": self.losses}, header)
@@ -174,11 +179,11 @@ class _Loop:
         """Go on from the newest checkpoint, if there is one."""
         for leftover in self.folder.glob(".*.tmp"):  # of a write that a kill cut short
             leftover.unlink()
-        loaded = checkpoint.load(self.folder, self.images.device)
-        if loaded is None:
+        if self.begun is None:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return
-        tensors, header = loaded
+        tensors, header = self.begun
+        self.begun = None
         if TrainConfig.from_dict(header["config"]) != self.config:
             raise ValueError(
                 f"the checkpoint in {self.folder} belongs to another configuration; move it away"
@@ -200,6 +205,7 @@ class _Loop:
             "metrics": record,
             "images": len(self.images),
             "data_fingerprint": self.fingerprint,
+            "precision": self.trainer.precision,
             "encoder_fingerprint": checkpoint.fingerprint(self.trainer.online.encoder),
             "seconds": round(self.elapsed(), 3),
             **results.provenance(self.images.device),

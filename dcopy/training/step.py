@@ -10,10 +10,13 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from .. import hardware
 from ..config import TrainConfig
 from ..models import Network, ema_update
 from ..predictors import build_predictor
 from . import checkpoint
+
+SCALER = ("scale", "_growth_tracker")  # what of a GradScaler's state moves
 
 
 class Trainer:
@@ -25,10 +28,13 @@ class Trainer:
         config: the run.
         channels: of the images.
         device: where the tensors live.
+        precision: in which the run began; None: as the configuration says, `auto` being what the device
+            is fast in.
     """
 
-    def __init__(self, config: TrainConfig, channels: int, device="cpu"):
+    def __init__(self, config: TrainConfig, channels: int, device="cpu", precision: str | None = None):
         self.config, self.device = config, torch.device(device)
+        self.precision = hardware.precision_on(device, precision or config.precision)
         with seeded(config.seed, "weights"):
             self.online = Network(config, channels)
         if config.method == "simsiam":
@@ -41,7 +47,8 @@ class Trainer:
         with seeded(config.seed, "predictor"):
             self.predictor = build_predictor(config)
         # With other widths oneDNN's kernels for channels_last overrun their buffers (width 2 and 4, AVX2).
-        layout = torch.channels_last if config.width % 8 == 0 else torch.contiguous_format
+        fits = config.width % 8 == 0 and self.device.type != "mps"
+        layout = torch.channels_last if fits else torch.contiguous_format
         self.parts = {"online": self.online, "target": self.target, "predictor": self.predictor}
         if self.target is self.online:
             del self.parts["target"]
@@ -60,8 +67,10 @@ class Trainer:
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
-            fused=self.device.type == "cuda",
+            fused=self.device.type == "cuda" and self.precision != "fp16",
         )
+        # fp16 cannot hold small gradients: the loss is scaled up, and a step that overflows is left out.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def step(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         """One step on two views of a batch, in the order below, which tests hold it to.
@@ -101,8 +110,9 @@ class Trainer:
         """The rest of the step: the weights move."""
         # 6. optimizer step
         self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         # 7. EMA
         if self.target is not self.online:
             ema_update(self.target, self.online, self.config.ema)
@@ -116,7 +126,8 @@ class Trainer:
 
     def _project(self, network: nn.Module, views: tuple[Tensor, ...]) -> list[Tensor]:
         """Projections (N, D) in float32 or better, one tensor a view."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        with torch.autocast(self.device.type, low, enabled=low is not None):
             z = self._views(network, views)
         return [z_i.to(torch.promote_types(z_i.dtype, torch.float32)) for z_i in z]
 
@@ -135,16 +146,23 @@ class Trainer:
         for name, parameter in self.named_parameters.items():
             if "momentum_buffer" in self.optimizer.state[parameter]:
                 state[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        for name in SCALER if self.scaler.is_enabled() else ():
+            state[f"scaler.{name}"] = torch.tensor(self.scaler.state_dict()[name])
         return state
 
     def load_tensors(self, state: dict[str, Tensor]) -> None:
         """The inverse of `tensors`; every name must be there and none may be left over."""
         for name, module in self.parts.items():
             module.load_state_dict(checkpoint.part(state, name), strict=True)
-        if self.config.momentum == 0:  # SGD keeps nothing
+        if self.scaler.is_enabled():
+            scale = {name: state[f"scaler.{name}"].item() for name in SCALER}
+            self.scaler.load_state_dict(self.scaler.state_dict() | scale)
+        buffers = checkpoint.part(state, "momentum")
+        # SGD keeps nothing, or all steps so far had overflowed
+        if self.config.momentum == 0 or (self.scaler.is_enabled() and not buffers):
             return
         for name, parameter in self.named_parameters.items():
-            buffer = state[f"momentum.{name}"]
+            buffer = buffers[name]
             layout = torch.empty_like(parameter, requires_grad=False)
             self.optimizer.state[parameter]["momentum_buffer"] = layout.copy_(buffer)
 

@@ -18,7 +18,7 @@ from helpers.tiny import tiny_config, tiny_images, tiny_run
 from PIL import Image
 from safetensors.torch import save_file
 
-from dcopy import data, results
+from dcopy import data, hardware, results
 from dcopy.__main__ import main
 from dcopy.config import METHODS
 from dcopy.training import checkpoint
@@ -187,7 +187,8 @@ def test_progress_is_a_line_an_epoch(tmp_path, capsys, monkeypatch):
     run(tmp_path, progress=True)
     lines = capsys.readouterr().out.splitlines()
     line = r"epoch {}/3  loss -?\d.\d+  std \d.\d+  rank \d.\d+  [a-z ]+  [\d,]+ images/s  \d+ s left"
-    assert len(lines) == 3
+    assert len(lines) == 4
+    assert lines.pop(0).startswith(f"DirectPred (freq=2) on {hardware.name('cpu')}, fp32")
     assert all(re.fullmatch(line.format(epoch), text) for epoch, text in enumerate(lines, start=1))
     run(tmp_path, tiny_config(method="none"), progress=False)
     assert capsys.readouterr().out == ""
@@ -363,8 +364,8 @@ def test_killed_it_goes_on_and_ends_the_same(name, processes, reference):
 def test_the_command_stops_on_a_signal_from_outside(name, processes):
     folder, codes = processes
     assert codes[name] == str(SIGNALS[name])
-    *epochs, message = (folder / f"{name}.log").read_text().splitlines()
-    assert epochs[0].startswith("epoch 1/100000")
+    device, *epochs, message = (folder / f"{name}.log").read_text().splitlines()
+    assert " on " in device and epochs[0].startswith("epoch 1/100000")
     assert re.fullmatch(f"stopped by {name} after .* saved in .*, the same command continues", message)
 
 
@@ -509,7 +510,7 @@ def test_the_command_is_the_function(small_digits, reference, tmp_path, capsys):
     assert main([*arguments, "--stop-after", "0"]) == 75
     assert "stopped by stop_after after 0 of 3 epochs and 1 of 3 steps" in capsys.readouterr().err
     assert main(arguments) == 0
-    assert re.search(r"DirectPred \(freq=2\): .*, \d+\.\d s, ", capsys.readouterr().out)
+    assert re.search(r"DirectPred \(freq=2\): .*, \d+\.\d s on .+ in fp32, ", capsys.readouterr().out)
     assert_same(load_run(tmp_path / CONFIG.name), reference)
 
 

@@ -184,25 +184,28 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"image {first} has NaN or infinite values ({count} of {len(images)} images do)")
 
 
-def fingerprint(images: Tensor) -> str:
-    """Sixteen hexadecimal digits over the content of a tensor: the same images, the same digits.
+def fingerprint(*tensors: Tensor) -> str:
+    """Sixteen hexadecimal digits over the content of tensors: the same images, the same digits.
 
     Blocks are hashed side by side, as hashlib releases the interpreter lock: 1 GB takes seconds at most.
 
     Args:
-        images: (N, ...), of any dtype and on any device.
+        tensors: each (N, ...), of any dtype and on any device.
 
     >>> fingerprint(load("digits").train)
     '8864e0a70ebc49b3'
     """
-    rows = max(1, HASHED_AT_ONCE // max(1, images[:1].nbytes))
 
     def digest(block: Tensor) -> bytes:
         return hashlib.sha256(block.cpu().contiguous().view(torch.uint8).numpy()).digest()
 
+    whole = hashlib.sha256()
     with ThreadPoolExecutor(threads()) as pool:
-        digests = b"".join(pool.map(digest, images.detach().split(rows)))
-    return hashlib.sha256(f"{tuple(images.shape)} {images.dtype}".encode() + digests).hexdigest()[:16]
+        for tensor in tensors:
+            whole.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            rows = max(1, HASHED_AT_ONCE // max(1, tensor[:1].nbytes))
+            whole.update(b"".join(pool.map(digest, tensor.detach().split(rows))))
+    return whole.hexdigest()[:16]
 
 
 def _kind(tensor: Tensor) -> str:

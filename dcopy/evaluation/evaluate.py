@@ -6,7 +6,7 @@ eval mode; C is chosen on a held-out part of the training set, and the test set 
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import time
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import hardware, results
+from .. import data, hardware, results
 from ..config import TrainConfig
 from ..data import ImageData
 from ..training import checkpoint
@@ -69,8 +69,7 @@ def cached_features(encoder: nn.Module, images: Tensor, folder: str | Path | Non
     """
     if folder is None:
         return extract_features(encoder, images)
-    pixels = hashlib.sha256(images.contiguous().numpy()).hexdigest()[:16]
-    path = Path(folder) / f"features-{checkpoint.fingerprint(encoder)}-{pixels}.npy"
+    path = Path(folder) / f"features-{checkpoint.fingerprint(encoder)}-{data.fingerprint(images)}.npy"
     if not path.exists():
         features = extract_features(encoder, images)
         with results.atomic(path) as temporary, open(temporary, "wb") as file:
@@ -114,7 +113,8 @@ def evaluate(
 
     Returns:
         linear (see `linear_probe`), knn (accuracy), label_efficiency, reference (see
-        `reference_probe`), feature_dim, encoder_fingerprint, protocol, seconds.
+        `reference_probe`), feature_dim, encoder_fingerprint, data_fingerprint (of images and labels),
+        protocol, seconds.
 
     Raises:
         ValueError: the data set has no labelled training images or no test images.
@@ -136,6 +136,7 @@ def evaluate(
         "reference": reference_probe(*features),
         "feature_dim": train_x.shape[1],
         "encoder_fingerprint": checkpoint.fingerprint(encoder),
+        "data_fingerprint": _fingerprint(images),
         "protocol": settings,
         "seconds": round(time.perf_counter() - start, 3),
     }
@@ -144,8 +145,8 @@ def evaluate(
 def probe_runs(finished: list[Run], images: ImageData, run_dir: str | Path, **options) -> list[dict]:
     """Probe finished runs and their baselines, raw pixels and the encoder before training.
 
-    Writes `run_dir/NAME/probe.json` for each. A baseline that another call has probed already, with
-    the same weights and options, is read instead.
+    Writes `run_dir/NAME/probe.json` for each. What another call has probed already, with the same weights,
+    images, labels and options, is read instead.
 
     Args:
         finished: runs on the same data.
@@ -155,42 +156,68 @@ def probe_runs(finished: list[Run], images: ImageData, run_dir: str | Path, **op
 
     Returns:
         The probes as `load_probes` gives them: raw pixels first, then each run after its baseline.
+
+    Raises:
+        ValueError: a run was trained on other images, or `evaluate` refuses these.
     """
-    config = finished[0].config
+    config, fingerprint = finished[0].config, data.fingerprint(images.pretrain())
+    for run in finished:
+        if run.result.get("data_fingerprint", fingerprint) != fingerprint:
+            raise ValueError(
+                f"{run.folder} was trained on other images than {images.name} has now; pretrain on these, or "
+                "call `evaluate` to probe with other data"
+            )
+    probe = functools.partial(_probe, config, images, Path(run_dir), options)
     pixels = {"name": f"{config.dataset_name}-pixels", "label": "raw pixels", "method": "pixels", "seed": 0}
-    probes = [_probe(pixels, RawPixels(), config, images, run_dir, options)]
+    probes = [probe(pixels, RawPixels())]
     for run in finished:
         seed, untrained = run.config.seed, random_encoder(run.config, images.train.shape[1])
         name = f"{config.dataset_name}-random-seed{seed}-{checkpoint.fingerprint(untrained)[:6]}"
-        untrained_record = {"name": name, "label": "random encoder", "method": "random", "seed": seed}
-        probes.append(_probe(untrained_record, untrained, config, images, run_dir, options))
+        start = probe({"name": name, "label": "random encoder", "method": "random", "seed": seed}, untrained)
         record = {
             "name": run.config.name,
             "label": run.config.label,
             "method": run.config.method,
             "seed": seed,
+            "baselines": [probes[0]["name"], start["name"]],
         }
-        record["baselines"] = [pixels["name"], name]
-        probes.append(_probe(record, run.encoder, config, images, run_dir, options))
+        probes += [start, probe(record, run.encoder)]
     return probes
 
 
-def _probe(record, encoder, config, images, run_dir, options) -> dict:
-    path = Path(run_dir) / record["name"] / "probe.json"
-    fingerprint = checkpoint.fingerprint(encoder)
-    if path.exists():
-        known = results.read_json(path)
-        settings = {name: options[name] for name in ("draws", "k") if name in options}
-        if known["encoder_fingerprint"] == fingerprint and known["protocol"] == protocol(images, **settings):
-            return known
+def _probe(config, images, run_dir, options, record, encoder) -> dict:
+    """Read the probe of an encoder, or make it; a baseline on other data has its place beside the first."""
+    fingerprint, known = _fingerprint(images), _read_probe(run_dir, record["name"])
+    if "baselines" not in record and not _is_on(known, config, fingerprint):
+        record = record | {"name": f"{record['name']}-{fingerprint[:6]}"}
+        known = _read_probe(run_dir, record["name"])
+    settings = protocol(images, **{name: options[name] for name in ("draws", "k") if name in options})
+    wanted = {"encoder_fingerprint": checkpoint.fingerprint(encoder), "protocol": settings}
+    if known and _is_on(known, config, fingerprint) and known == known | wanted:
+        return known
     probe = {
         **record,
         "dataset": config.dataset,
         **evaluate(encoder, images, **options),
         **results.provenance(),
     }
-    results.write_json(path, probe)
+    results.write_json(run_dir / record["name"] / "probe.json", probe)
     return probe
+
+
+def _read_probe(run_dir: Path, name: str) -> dict:
+    path = run_dir / name / "probe.json"
+    return results.read_json(path) if path.exists() else {}
+
+
+def _is_on(known: dict, config: TrainConfig, fingerprint: str) -> bool:
+    """Whether a probe is of these data; what is older than fingerprints is, but for a folder."""
+    unknown = "" if known and config.dataset.startswith("folder:") else fingerprint
+    return known.get("data_fingerprint", unknown) == fingerprint
+
+
+def _fingerprint(images: ImageData) -> str:
+    return data.fingerprint(images.train, images.train_labels, images.test, images.test_labels)
 
 
 def load_probes(results_dir: str | Path, runs: list[str] | None = None) -> list[dict]:

@@ -36,10 +36,14 @@ def labelled():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, labelled):
     """Two methods with the same seed, and so with the same encoder before training."""
     folder = tmp_path_factory.mktemp("results") / "runs"
-    return [tiny_run(folder, tiny_config(method=method, epochs=1)) for method in ("directcopy", "none")]
+    return [one_epoch(folder, labelled, method=method) for method in ("directcopy", "none")]
+
+
+def one_epoch(folder, images, **fields):
+    return tiny_run(folder, tiny_config(epochs=1, **fields), images=images.pretrain())
 
 
 # features
@@ -151,15 +155,52 @@ def test_runs_are_probed_with_their_baselines_once(runs, labelled, monkeypatch):
 
 
 def test_probes_of_other_options_or_images_are_made_again(labelled, tmp_path, monkeypatch):
-    run = tiny_run(tmp_path, tiny_config(epochs=1))
+    run = one_epoch(tmp_path, labelled)
     probe_runs([run], labelled, tmp_path, draws=1)
     probed, probe = [], evaluate.evaluate
     monkeypatch.setattr(evaluate, "evaluate", lambda *a, **o: probed.append(o) or probe(*a, **o))
     probe_runs([run], labelled, tmp_path, draws=2)
     assert probed == [{"draws": 2}] * 3
-    fewer = {"train": labelled.train[:50], "train_labels": labelled.train_labels[:50]}
-    probe_runs([run], ImageData(**vars(labelled) | fewer), tmp_path, draws=2)
+    probe_runs([run], changed(labelled, test_labels=labelled.test_labels.flip(0)), tmp_path, draws=2)
     assert len(probed) == 6
+
+
+def changed(images, **fields):
+    return ImageData(**vars(images) | fields)
+
+
+def test_baselines_of_other_data_lie_beside_the_first(labelled, tmp_path):
+    """So the probes of an earlier run keep the baselines that they are compared with."""
+    swapped = changed(labelled, train=labelled.train.flip(0))
+    first, other = one_epoch(tmp_path / "runs", labelled), one_epoch(tmp_path / "runs", swapped)
+    records = probe_runs([first], labelled, tmp_path / "runs", draws=1)
+    others = probe_runs([other], swapped, tmp_path / "runs", draws=1)
+    assert not {record["name"] for record in records} & {record["name"] for record in others}
+    assert others[2]["baselines"] == [others[0]["name"], others[1]["name"]]
+    assert probe_runs([first], labelled, tmp_path / "runs", draws=1) == records
+    assert probe_runs([other], swapped, tmp_path / "runs", draws=1) == others
+    names = {probe["name"] for probe in load_probes(tmp_path, [first.folder.name])}
+    assert names == {record["name"] for record in records}
+
+
+@pytest.mark.parametrize("name, channels, valid", [("digits", 1, True), ("folder:photos", 3, False)])
+def test_probes_from_before_fingerprints_stay_valid_but_for_a_folder(
+    name, channels, valid, labelled, tmp_path
+):
+    splits = {split: getattr(labelled, split).expand(-1, channels, -1, -1) for split in ("train", "test")}
+    images = changed(labelled, **splits)
+    run = one_epoch(tmp_path, images, dataset=name, encoder="conv", image_size=16)
+    for record in probe_runs([run], images, tmp_path, draws=1):
+        del record["data_fingerprint"]
+        results.write_json(tmp_path / record["name"] / "probe.json", record)
+    again = probe_runs([run], images, tmp_path, draws=1)
+    assert all(("data_fingerprint" not in record) is valid for record in again)
+
+
+def test_a_run_on_other_images_is_not_probed(runs, labelled):
+    others = changed(labelled, train=labelled.train.flip(0))
+    with pytest.raises(ValueError, match="was trained on other images than tiny has now; pretrain on these"):
+        probe_runs(runs, others, runs[0].folder.parent)
 
 
 def test_probes_are_read_with_the_baselines_of_the_runs_asked_for(tmp_path):

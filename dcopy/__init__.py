@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import importlib
 
+from . import machine
+
+machine.settle()
+
 __version__ = "0.1.0"
 
 _PUBLIC = {  # name: the module it lives in; imported on first use, so planning needs no torch

@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import importlib.metadata
 import json
+import logging
 import os
 import platform
+import secrets
+import shutil
 import subprocess
 import sys
-import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
-from . import __version__, hardware
+from . import __version__, hardware, machine
 
 try:
     import fcntl
 except ImportError:  # Windows: no lock
     fcntl = None
+
+log = logging.getLogger(__name__)
+# What file systems answer that lack an operation: network drives, buckets, some containers' mounts.
+UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EPERM, errno.EACCES}
 
 
 def project_root() -> Path:
@@ -41,7 +48,7 @@ def resolve(path: str | Path) -> Path:
     So a notebook finds the same results when it is opened in JupyterLab (which works in the
     notebook's folder) and when papermill runs it (which works in the caller's).
     """
-    return project_root() / Path(path).expanduser()
+    return project_root() / machine.expand(path)
 
 
 @contextlib.contextmanager
@@ -55,20 +62,50 @@ def atomic(path: str | Path, keep: Path | None = None):
         OSError: the folder cannot be written or the disk is full; `path` is as it was before.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    with _named(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file, _where_supported():
+                os.fsync(file.fileno())
+            if keep and path.exists():
+                _replace(path, keep)
+            _replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path, temporary: Path | None = None):
+    """Give an OSError the name of the file that was to be written; a write to a full disk gives none."""
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        if keep and path.exists():
-            path.replace(keep)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextlib.contextmanager
+def _where_supported():
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Rename over what is there; where the file system cannot, take that away first, or copy."""
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED | {errno.EEXIST, errno.EXDEV, errno.EBUSY}:
+            raise
+        target.unlink(missing_ok=True)
+        shutil.move(source, target, copy_function=shutil.copyfile)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -102,7 +139,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
 
 
 def append_jsonl(path: str | Path, record: dict) -> None:
-    with open(path, "a", encoding="utf-8") as file:
+    with _named(Path(path)), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
 
 
@@ -124,13 +161,19 @@ def locked(folder: str | Path, wait: bool = False):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        if fcntl is not None:
-            try:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(folder / ".lock", "w"))
+            if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                message = f"another process is at work in {folder}; wait for it or stop it"
-                raise ValueError(message) from None
+        except BlockingIOError:
+            message = f"another process is at work in {folder}; wait for it or stop it"
+            raise ValueError(message) from None
+        except OSError as error:
+            if error.errno in UNSUPPORTED:
+                log.warning("%s cannot be locked (%s); start nothing else there", folder, error.strerror)
+            elif error.errno != errno.EROFS:  # where what is finished can be read, and nothing spoilt
+                raise
         yield
 
 
@@ -146,18 +189,25 @@ def write_csv(path: str | Path, rows: list[dict]) -> Path:
 def commit() -> str:
     """The commit of this code, with `+changes` where tracked files differ from it; else 'unknown'."""
     here = Path(__file__)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments):
-        return subprocess.run(
-            ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        # Whoever owns the checkout: we run its code already.
+        command = ["git", "-c", "safe.directory=*", "-C", str(here.parent), *arguments]
+        answer = subprocess.run(command, capture_output=True, check=True, env=environment)
+        return os.fsdecode(answer.stdout).strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # or it is installed inside another repository
+        git("ls-files", "--error-unmatch", here.name)
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":/!results")
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    except OSError as error:
+        reason = machine.explain(error)
+    except subprocess.CalledProcessError as error:
+        reason = "" if error.returncode == 1 else os.fsdecode(error.stderr).partition("\n")[0]
+    if reason and any((folder / ".git").exists() for folder in here.parents):
+        log.warning("results will not name the commit of this code: %s", reason)
+    return "unknown"  # also where it is installed inside another repository
 
 
 def provenance(device="cpu") -> dict:

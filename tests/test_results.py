@@ -1,7 +1,9 @@
 """Results: files appear whole or not at all, and lie where every caller finds them."""
 
 import csv
+import errno
 import json
+import os
 import subprocess
 import threading
 import time
@@ -27,7 +29,16 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
         temporary.write_text("new")
         assert not path.exists() and temporary.parent == path.parent
     assert path.read_text() == "new" and names(path.parent) == ["file"]
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_a_file_is_what_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        path = results.write_text(tmp_path / "file", "")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
@@ -50,6 +61,43 @@ def test_a_path_that_cannot_be_is_an_os_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         results.write_json(tmp_path / "file" / "x.json", {})
+
+
+def lacking(code: int):
+    def operation(*arguments, **options):
+        raise OSError(code, os.strerror(code))
+
+    return operation
+
+
+@pytest.mark.parametrize(
+    "lost", [("fsync",), ("replace",), ("replace", "rename"), ("fsync", "chmod", "utime")]
+)
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_need_not_have_every_operation(tmp_path, monkeypatch, lost, code):
+    path = results.write_text(tmp_path / "file", "old")
+    for name in lost:
+        monkeypatch.setattr(os, name, lacking(code))
+    monkeypatch.setattr(Path, "replace", lambda self, target: os.replace(self, target))
+    with results.atomic(path, keep=tmp_path / "kept") as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and (tmp_path / "kept").read_text() == "old"
+    assert names(tmp_path) == ["file", "kept"]
+
+
+@pytest.mark.parametrize("operation", ["write_text", "fsync", "replace"])
+def test_a_full_disk_is_told_with_the_file_and_costs_nothing(tmp_path, monkeypatch, operation):
+    path = results.write_text(tmp_path / "file", "old")
+    owner = os if operation == "fsync" else Path
+    monkeypatch.setattr(owner, operation, lacking(errno.ENOSPC))
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        results.write_text(path, "new")
+    assert path.read_text() == "old" and names(tmp_path) == ["file"]
+
+
+def test_a_file_name_may_have_any_legal_length_and_bytes(tmp_path):
+    for name in ("x" * 255, os.fsdecode(b"caf\xe9 #1\n{'\""), "-"):
+        assert results.read_json(results.write_json(tmp_path / name, 1)) == 1
 
 
 # formats
@@ -103,6 +151,7 @@ def test_a_relative_path_is_the_same_from_a_notebook_and_from_the_root(tmp_path,
     assert results.resolve("results/quick") == tmp_path / "results" / "quick"  # Colab: no checkout
     assert results.resolve(tmp_path / "a") == tmp_path / "a"
     assert results.resolve("~/a") == Path.home() / "a"
+    assert results.resolve("~no such user") == tmp_path / "~no such user"
 
 
 # locks
@@ -133,6 +182,21 @@ def test_waiting_for_a_folder_goes_on_when_it_is_free(tmp_path):
         events.append("first")
     thread.join()
     assert events == ["first", "second"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_nothing_can_be_locked_work_goes_on_with_a_word(tmp_path, monkeypatch, caplog, code):
+    monkeypatch.setattr(results.fcntl, "flock", lacking(code))
+    with results.locked(tmp_path):
+        pass
+    assert caplog.messages == [f"{tmp_path} cannot be locked ({os.strerror(code)}); start nothing else there"]
+
+
+def test_what_is_finished_can_be_read_where_nothing_can_be_written(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("builtins.open", lacking(errno.EROFS))
+    with results.locked(tmp_path):
+        pass
+    assert not caplog.messages
 
 
 # provenance
@@ -171,9 +235,31 @@ def test_the_commit_is_that_of_the_code(checkout, tmp_path):
     assert results.commit() == f"{head}+changes"
 
 
-def test_the_commit_is_unknown_without_a_repository(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
+def test_the_commit_is_found_in_somebody_elses_checkout_and_whatever_git_is_told(
+    checkout, tmp_path, monkeypatch
+):
+    checkout("add", ".")
+    checkout("commit", "-m", "code")
+    head = checkout("rev-parse", "HEAD").stdout.decode()[:12]
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "another repository"))
+    if os.geteuid() == 0:
+        for path in (tmp_path, *tmp_path.rglob("*")):
+            os.chown(path, 12345, 12345)
+    assert results.commit() == head
+
+
+def test_a_checkout_whose_commit_cannot_be_found_gets_a_warning(checkout, tmp_path, monkeypatch, caplog):
+    (tmp_path / ".git" / "HEAD").write_text("broken")
     assert results.commit() == "unknown"
+    assert "results will not name the commit of this code: fatal: not a git repository" in caplog.text
+    monkeypatch.setenv("PATH", "")
+    assert results.commit() == "unknown" and "git: No such file or directory" in caplog.text
+
+
+def test_the_commit_is_unknown_without_a_repository(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
+    assert results.commit() == "unknown" and not caplog.messages
 
 
 def test_provenance_names_commit_versions_device_and_time():

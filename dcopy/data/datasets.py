@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
+from .. import machine
 from ..config import RECIPES, one_of, require
 from ..results import resolve
 from .folder import threads
@@ -129,7 +130,7 @@ def load(
     >>> describe(load("digits"))
     'digits: 1,297 train, 0 unlabeled, 500 test images of 1x16x16, 10 classes'
     """
-    root = resolve(root or os.environ.get("DCOPY_DATA") or "~/.cache/dcopy")
+    root = resolve(root or os.environ.get("DCOPY_DATA") or machine.cache())
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
         from . import folder

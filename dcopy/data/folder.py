@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .. import machine
 from ..config import require
 from ..progress import wants_bar
 from ..results import atomic, read_json, write_json, write_text
@@ -185,8 +186,7 @@ def _digest(*lines: str) -> str:
 
 def threads() -> int:
     """Threads, not processes: Pillow decodes and resizes without the interpreter lock."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_THREADS, cores)
+    return min(MOST_THREADS, machine.cores())
 
 
 def _decode_all(listing: Listing, cache: Path, image_size: int, skip_bad: bool, progress: bool) -> None:

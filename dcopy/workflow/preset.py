@@ -18,7 +18,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from .. import results
+from .. import machine, results
 from . import plan, presets
 
 TRIGGERS = ("mtime", "params", "input")  # of a rerun; mtime counts where the content differs as well
@@ -82,14 +82,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return given
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def default_jobs() -> int:
     """Two notebooks at a time on a processor; one on a GPU, whose memory they would have to share."""
     gpu = os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi") is not None
-    return 1 if gpu or cores() == 1 else 2
+    return 1 if gpu or machine.cores() == 1 else 2
 
 
 def shortest(path: Path) -> Path:
@@ -135,7 +131,7 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
 def threads(given: argparse.Namespace) -> int:
     """What OMP_NUM_THREADS asks for, else a fair share of the cores."""
     wish = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wish) if wish.isdigit() else max(1, cores() // given.jobs)
+    return int(wish) if wish.isdigit() else max(1, machine.cores() // given.jobs)
 
 
 def snakemake(given: argparse.Namespace, folder: Path) -> list[str]:

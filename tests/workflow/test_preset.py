@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import toy_project
 
+from dcopy import machine
 from dcopy.config import TrainConfig
 from dcopy.workflow import plan, preset, presets
 
@@ -157,7 +158,7 @@ def test_a_person_can_follow(finished):
 
 def test_cores_are_shared_among_the_notebooks_that_run_at_once(finished):
     _, output = finished
-    expected = max(1, preset.cores() // preset.default_jobs())
+    expected = max(1, machine.cores() // preset.default_jobs())
     assert f"| threads {expected}\n" in output
 
 

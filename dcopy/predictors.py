@@ -1,13 +1,15 @@
 """Predictors: what maps the online projection z to a prediction of the target's projection.
 
 All share one interface. `update(z)` sees the projections of one step before they are predicted;
-`forward(z)` predicts. A learned predictor is moved by the optimizer, a set one by `update`.
+`forward(z)` predicts. A learned predictor is moved by the optimizer, a set one by `update`, or by
+`forward` itself in a trainer that knows nothing of `update` (`calls_per_step`).
 The letters are the paper's: F is the correlation of the projections, W_p the predictor.
 """
 
 from __future__ import annotations
 
 import logging
+import warnings
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,6 +19,18 @@ from .config import TrainConfig, one_of, require
 log = logging.getLogger(__name__)
 
 
+NEVER_SET = (
+    "{}'s W_p is still the identity, so it predicts like no predictor at all; call update(z) before "
+    "forward(z), or build it with calls_per_step"
+)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor itself, or in float32 where it is coarser."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@torch.no_grad()
 def correlation(z: Tensor) -> Tensor:
     """mean(z z^T) over the samples of all ranks, neither centred nor normalized; (N, D) -> (D, D).
 
@@ -25,7 +39,7 @@ def correlation(z: Tensor) -> Tensor:
     so all ranks get the same matrix. No gradient flows.
     """
     N, D = z.shape
-    total = z.detach().T @ z.detach()  # (D, D)
+    total = z.T @ z  # (D, D)
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         packed = torch.cat((total.flatten(), total.new_full((1,), N)))  # (D * D + 1,), one message
         distributed.all_reduce(packed)
@@ -52,9 +66,12 @@ class Predictor(nn.Module):
         require("rho", rho, 0 <= rho < 1, "a number in [0, 1)")
         require("freq", freq, freq >= 1, "an integer of at least 1")
         self.dim, self.rho, self.freq = dim, rho, freq
-        self.steps = 0
+        self.calls_per_step = 0  # of forward; see SetPredictor
+        self.steps = 0  # that are complete
+        self.calls = 0  # of the step that is not
         self.register_buffer("F", torch.zeros(dim, dim))
 
+    @torch.compiler.disable  # counts and the fallback of eigh are for Python: one graph break, no recompiling
     @torch.no_grad()
     def update(self, z: Tensor) -> None:
         """Move F by one step and set W_p from it, in float32 or better; no gradient flows.
@@ -68,11 +85,21 @@ class Predictor(nn.Module):
         if z.ndim != 2 or z.shape[1] != self.dim:
             raise ValueError(f"z has shape {tuple(z.shape)}; it must be (N, {self.dim})")
         with torch.autocast(z.device.type, enabled=False):
-            C = correlation(z.to(self.F.dtype))
-            self.F.copy_(C if self.steps == 0 else self.F.lerp(C, 1 - self.rho))
+            self._move(correlation(z.to(at_least_float32(self.F))))
             if self.steps % self.freq == 0:
                 self.set_weight()
-        self.steps += 1
+        self.calls += 1
+        if self.calls >= self.calls_per_step:
+            self.steps, self.calls = self.steps + 1, 0
+
+    def _move(self, C: Tensor) -> None:
+        """Move F towards C (D, D), or towards the mean of C over the calls of this step so far."""
+        F = self.F.to(C)
+        if self.calls_per_step > 1 and self.calls == 0:
+            self._F_before = F.clone()  # of this step
+        before = self._F_before if self.calls_per_step > 1 else F
+        moved = C if self.steps == 0 else before.lerp(C, 1 - self.rho)
+        self.F.copy_(moved if self.calls == 0 else F.lerp(moved, 1 / (self.calls + 1)))
 
     def set_weight(self) -> None:
         """Set W_p from F; a learned predictor leaves it to the optimizer."""
@@ -83,7 +110,7 @@ class Predictor(nn.Module):
         return torch.tensor(self.steps)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.steps = int(state)
+        self.steps, self.calls = int(state), 0
 
 
 class SetPredictor(Predictor):
@@ -91,12 +118,26 @@ class SetPredictor(Predictor):
 
     With freq=1 the weight is a buffer. With freq > 1 it is a parameter, which the optimizer moves
     in between.
+
+    As a part of a trainer that does not call `update`, it takes `calls_per_step`. Then `forward` in train
+    mode moves F and sets W_p from its own input before it predicts, as BatchNorm does with its
+    statistics; in eval mode nothing moves.
+
+    - 1: each call is a step. `predictor(torch.cat((z1, z2))).chunk(2)` is the step of dcopy's own trainer.
+    - 2: a call for each view, as in BYOL's and SimSiam's usual loops. F ends a step where that of dcopy's
+      trainer does. The second view is predicted with the same W_p as there, the first one with a W_p
+      that has not seen the second view's projections yet.
+    - 2 k: likewise, where the optimizer steps once in k batches, so that F moves once for all of them.
+
+    In a process group F is averaged over the ranks (see `correlation`).
     """
 
-    def __init__(self, dim: int, rho: float, eps: float, freq: int = 1):
+    def __init__(self, dim: int, rho: float, eps: float, freq: int = 1, calls_per_step: int = 0):
         super().__init__(dim, rho, freq)
         require("eps", eps, eps >= 0, "a number of at least 0")
-        self.eps = eps
+        good = isinstance(calls_per_step, int) and calls_per_step >= 0
+        require("calls_per_step", calls_per_step, good, "an integer of at least 0")
+        self.eps, self.calls_per_step = eps, calls_per_step
         self.eigh_fallbacks = 0  # decompositions that the GPU could not do
         if freq == 1:
             self.register_buffer("weight", torch.eye(dim))
@@ -104,8 +145,15 @@ class SetPredictor(Predictor):
             self.weight = nn.Parameter(torch.eye(dim))
 
     def forward(self, z: Tensor) -> Tensor:
-        """(N, D) -> (N, D). The gradient flows to z, not to the W_p that was set."""
-        return nn.functional.linear(z, self.weight)
+        """(N, D) -> (N, D), in float32 or better. The gradient flows to z, not to the W_p that was set."""
+        if self.training and self.calls_per_step:
+            self.update(z)
+        elif self.training and not torch.compiler.is_compiling() and self.steps == 0 and z.requires_grad:
+            warnings.warn(NEVER_SET.format(type(self).__name__), stacklevel=2)
+        weight = self.weight.clone()  # the next update writes into W_p, perhaps before this p's backward
+        with torch.autocast(z.device.type, enabled=False):
+            dtype = torch.promote_types(z.dtype, weight.dtype)
+            return nn.functional.linear(z.to(dtype), weight.to(dtype))
 
     def eigh(self, F: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues (D,), ascending and clipped at 0, and eigenvectors (D, D) of a correlation.
@@ -114,7 +162,8 @@ class SetPredictor(Predictor):
         those are decomposed on the CPU and counted in `eigh_fallbacks`. NaN and infinity give NaN, for
         the training loop to report.
         """
-        symmetric = (F + F.T).to(torch.promote_types(F.dtype, torch.float32)) / 2
+        F = at_least_float32(F)
+        symmetric = (F + F.T) / 2
         try:
             s, U = torch.linalg.eigh(symmetric)
         except torch.linalg.LinAlgError:
@@ -126,7 +175,8 @@ class SetPredictor(Predictor):
         return s.clamp(min=0), U
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, rho={self.rho}, eps={self.eps}, freq={self.freq}"
+        calls = f", calls_per_step={self.calls_per_step}" if self.calls_per_step else ""
+        return f"{self.dim}, rho={self.rho}, eps={self.eps}, freq={self.freq}{calls}"
 
 
 class DirectPred(SetPredictor):
@@ -143,8 +193,8 @@ class DirectPred(SetPredictor):
             [0.0000, 0.6000]])
     """
 
-    def __init__(self, dim: int, rho: float = 0.3, eps: float = 0.1, freq: int = 1):
-        super().__init__(dim, rho, eps, freq)
+    def __init__(self, dim: int, rho: float = 0.3, eps: float = 0.1, freq: int = 1, calls_per_step: int = 0):
+        super().__init__(dim, rho, eps, freq, calls_per_step)
 
     @torch.no_grad()
     def set_weight(self) -> None:
@@ -169,6 +219,7 @@ class DirectSet(SetPredictor):
         eps: added to every eigenvalue, at least 0.
         normalize: "none", "frobenius" (F / ||F||_F) or "spectral" (F / largest eigenvalue).
         freq: set W_p every `freq` steps, let the optimizer move it in between.
+        calls_per_step: of `forward`, which then moves F and sets W_p; 0 leaves that to `update`.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -182,8 +233,9 @@ class DirectSet(SetPredictor):
         eps: float = 0.3,
         normalize: str = "none",
         freq: int = 1,
+        calls_per_step: int = 0,
     ):
-        super().__init__(dim, rho, eps, freq)
+        super().__init__(dim, rho, eps, freq, calls_per_step)
         require("alpha", alpha, alpha > 0, "a positive number")
         scales = {"none": None, "frobenius": torch.linalg.matrix_norm, "spectral": self._largest_eigenvalue}
         require("normalize", normalize, normalize in scales, one_of(scales))
@@ -194,7 +246,7 @@ class DirectSet(SetPredictor):
 
     @torch.no_grad()
     def set_weight(self) -> None:
-        F = self.F
+        F = at_least_float32(self.F)
         if self._scale is not None:
             F = F / self._scale(F).clamp(min=torch.finfo(F.dtype).tiny)
         self.weight.copy_(self._power(F)).diagonal().add_(self.eps)
@@ -211,15 +263,16 @@ class DirectSet(SetPredictor):
         Eigenvalues that training brings close together take it a thousand turns. So a turn here is
         one with F^256, which costs eight products.
         """
-        power, tiny = F, torch.finfo(F.dtype).tiny
+        power, top, tiny = F, self.top.to(F), torch.finfo(F.dtype).tiny
         for _ in range(squarings):
             power = power / torch.linalg.matrix_norm(power).clamp(min=tiny)
             power = power @ power
         for _ in range(turns):
-            top = power @ self.top  # (D,)
-            norm = top.norm()
-            self.top.copy_(torch.where(norm > 0, top / norm, self.top))  # F may be zero at the start
-        return self.top @ F @ self.top
+            turned = power @ top  # (D,)
+            norm = turned.norm()
+            top = torch.where(norm > 0, turned / norm, top)  # F may be zero at the start
+        self.top.copy_(top)
+        return top @ F @ top
 
 
 class DirectCopy(DirectSet):
@@ -234,8 +287,16 @@ class DirectCopy(DirectSet):
             [0.0000, 0.8000]])
     """
 
-    def __init__(self, dim: int, rho: float = 0.3, eps: float = 0.3, normalize: str = "none", freq: int = 1):
-        super().__init__(dim, 1, rho, eps, normalize, freq)
+    def __init__(
+        self,
+        dim: int,
+        rho: float = 0.3,
+        eps: float = 0.3,
+        normalize: str = "none",
+        freq: int = 1,
+        calls_per_step: int = 0,
+    ):
+        super().__init__(dim, 1, rho, eps, normalize, freq, calls_per_step)
 
 
 class LinearPredictor(Predictor):

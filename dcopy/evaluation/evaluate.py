@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import data, hardware, results
 from ..config import TrainConfig
 from ..data import ImageData
-from ..training import checkpoint
+from ..training import checkpoint, health
 from ..training.runs import FrozenEncoder, Run
 from ..training.step import Trainer
 from .probes import C_GRID, LABELS_PER_CLASS, knn_probe, label_efficiency, linear_probe, reference_probe
@@ -236,7 +236,11 @@ def load_probes(results_dir: str | Path, runs: list[str] | None = None) -> list[
 
 
 def load_results(results_dir: str | Path, runs: list[str] | None = None) -> tuple[list[dict], list[dict]]:
-    """The contents of result.json and of probe.json of these runs, or of all.
+    """The contents of result.json, the verdict being that of today's limits, and of probe.json.
+
+    Args:
+        results_dir: a preset's.
+        runs: names; default: all.
 
     Raises:
         ValueError: there is no run, or none was probed.
@@ -244,6 +248,8 @@ def load_results(results_dir: str | Path, runs: list[str] | None = None) -> tupl
     folder = Path(results_dir)
     names = runs or sorted(path.parent.name for path in folder.glob("runs/*/result.json"))
     outcomes = [results.read_json(folder / "runs" / name / "result.json") for name in names]
+    for outcome in outcomes:
+        outcome["metrics"] = health.judged(outcome["metrics"])
     probes = load_probes(folder, names)
     if not (outcomes and probes):
         raise ValueError(f"{folder} holds no probed runs; `bash run_all.sh {folder.name}` makes them")

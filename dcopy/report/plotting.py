@@ -65,7 +65,7 @@ def training_curves(metrics: list[dict], label: str, color: str) -> Figure:
     figure, axes = _health_panels()
     _draw_health(axes, metrics, color=color)
     axes[2].set_ylim(bottom=0)
-    last = metrics[-1]["verdict"]
+    last = health.judged(metrics[-1])["verdict"]
     figure.suptitle(f"{label}: {last}", x=0.01, ha="left", color=VERDICT_COLORS[last], weight="bold")
     return figure
 

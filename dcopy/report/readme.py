@@ -13,7 +13,7 @@ from .. import __version__, results
 from ..config import REPOSITORY
 from ..workflow import plan, presets
 from ..workflow.preset import clock
-from . import comparison, published
+from . import comparison, health_limits, published
 
 SHOWN = ("quick", "cifar10-small", "ablations")  # presets with a part of their own
 
@@ -153,6 +153,7 @@ def results_part(folder: Path, repository: str | None = REPOSITORY) -> str:
         _methods(small) or "cifar10-small: not run.",
         *_folded("Table 1 of the paper, published and here", _table1(folder)),
         *_findings(folder),
+        *_health(folder),
         *_lightly(folder),
         *_speed(folder),
     ]
@@ -208,6 +209,11 @@ def _findings(folder: Path) -> list[str]:
         return ["Ablations: not run."]
     sentences = "\n".join(f"- {finding['sentence']}" for finding in results.read_json(path))
     return _folded("Ablations, a finding each", [sentences])
+
+
+def _health(folder: Path) -> list[str]:
+    path = folder / "health" / "limits.json"
+    return [health_limits.sentence(results.read_json(path))] if path.exists() else []
 
 
 def _lightly(folder: Path) -> list[str]:

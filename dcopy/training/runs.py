@@ -12,7 +12,7 @@ from .. import results
 from ..config import TrainConfig, require
 from ..data import augment
 from ..models import Network
-from . import checkpoint
+from . import checkpoint, health
 
 
 @dataclass(frozen=True)
@@ -134,5 +134,6 @@ def finished_run(config: TrainConfig, folder: Path) -> Run | None:
         return None
     network = Network(config, header["channels"])
     network.load_state_dict(checkpoint.part(tensors, "online"), strict=True)
-    metrics = results.read_jsonl(folder / "metrics.jsonl")
+    metrics = [health.judged(record) for record in results.read_jsonl(folder / "metrics.jsonl")]
+    result["metrics"] = health.judged(result["metrics"])
     return Run(config, folder, FrozenEncoder(network.encoder, config), metrics, result)

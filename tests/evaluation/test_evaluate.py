@@ -213,13 +213,11 @@ def test_probes_are_read_with_the_baselines_of_the_runs_asked_for(tmp_path):
     assert {probe["name"] for probe in load_probes(tmp_path, ["run-1"])} == {"pixels", "random-1", "run-1"}
     with pytest.raises(ValueError, match="holds no probed runs"):
         load_results(tmp_path)  # none has a result
-    results.write_json(tmp_path / "runs" / "run-0" / "result.json", {"name": "run-0"})
+    health = {"projection_std": 0.9, "effective_rank": 9.0}
+    results.write_json(tmp_path / "runs" / "run-0" / "result.json", {"name": "run-0", "metrics": health})
     outcomes, probes = load_results(tmp_path)
-    assert outcomes == [{"name": "run-0"}] and {probe["name"] for probe in probes} == {
-        "pixels",
-        "random-0",
-        "run-0",
-    }
+    assert outcomes == [{"name": "run-0", "metrics": health | {"verdict": "healthy"}}]
+    assert {probe["name"] for probe in probes} == {"pixels", "random-0", "run-0"}
 
 
 def test_few_labels_are_as_many_as_the_smallest_class_has(labelled):

@@ -7,9 +7,12 @@ import torch
 from helpers.tiny import tiny_config, tiny_run
 
 from dcopy.config import TrainConfig
+from dcopy.evaluation.evaluate import load_results
+from dcopy.report import plotting
 from dcopy.training import checkpoint, health
 from dcopy.training.health import RANK_LIMITS, STD_LIMITS, effective_rank, projection_std, spectrum, verdict
 from dcopy.training.loop import pretrain
+from dcopy.training.runs import load_run
 
 D = 16
 
@@ -72,6 +75,42 @@ def test_a_record_holds_all_measures_as_plain_numbers():
     assert record["projection_std"] == projection_std(z)
     assert record["verdict"] == verdict(record["projection_std"], record["effective_rank"])
     assert record["spectrum"] == pytest.approx(spectrum(z.T @ z / 200).tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "spread, expected", [(1.0, "healthy"), (0.3, "partial collapse"), (0.03, "collapsed")]
+)
+def test_projections_alone_get_a_verdict(spread, expected, dtype):
+    """Around a point that all share; F is then their own correlation. No gradient is needed or kept."""
+    noise = torch.randn(257, D, generator=torch.Generator().manual_seed(0))
+    z = (noise[:1] + spread * noise[1:]).to(dtype).requires_grad_()
+    record = health.measure(z)
+    assert health.verdict_of(z) == record["verdict"] == expected
+    F = z.detach().float().T @ z.detach().float() / len(z)
+    assert record == health.measure(z, F)
+
+
+@pytest.mark.parametrize("shape", [(D,), (1, D), (2, 3, D)])
+def test_projections_of_another_shape_get_none(shape):
+    with pytest.raises(ValueError, match=r"z has shape .*; it must be \(N, D\) with N at least 2"):
+        health.verdict_of(torch.zeros(shape))
+
+
+def test_old_records_are_judged_by_todays_limits(tmp_path):
+    """Wherever a finished run is read, so that no table contradicts another."""
+    run = tiny_run(tmp_path / "runs", tiny_config(epochs=1))
+    for name in ("result.json", "metrics.jsonl"):
+        record = json.loads((run.folder / name).read_text())
+        old = {"projection_std": STD_LIMITS[0] / 2, "effective_rank": 9.0, "verdict": "healthy"}
+        written = record | {"metrics": record["metrics"] | old} if name == "result.json" else record | old
+        (run.folder / name).write_text(json.dumps(written) + "\n")
+    (run.folder / "probe.json").write_text(json.dumps({"name": run.config.name, "baselines": []}))
+    again, (outcome,) = load_run(run.folder), load_results(tmp_path)[0]
+    for record in (again.result["metrics"], again.metrics[-1], outcome["metrics"]):
+        assert record["verdict"] == "collapsed"
+    metrics = [json.loads((run.folder / "metrics.jsonl").read_text())]
+    assert "collapsed" in plotting.training_curves(metrics, "DirectCopy", "black").get_suptitle()
 
 
 # alignment

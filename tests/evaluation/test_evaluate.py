@@ -123,6 +123,8 @@ def test_evaluate_gives_every_probe_of_one_encoder(labelled, tmp_path):
     assert [point["labels_per_class"] for point in record["label_efficiency"]] == [1, 5, 10, 20, "all"]
     assert record["feature_dim"] == 256
     assert record["protocol"] == evaluate.protocol(labelled, draws=2)
+    everything = record["label_efficiency"][-1]
+    assert everything["accuracies"] == [everything["accuracy_mean"]] == [record["linear"]["accuracy"]]
     results.write_json(tmp_path / "probe.json", record)  # plain numbers, no NaN
     assert results.read_json(tmp_path / "probe.json") == record
 
@@ -152,6 +154,15 @@ def test_runs_are_probed_with_their_baselines_once(runs, labelled, monkeypatch):
         next(runs[0].encoder.parameters()).add_(1)  # as a run that was made again
     probe_runs(runs, labelled, run_dir, draws=2)
     assert probed == [runs[0].encoder]
+
+
+def test_what_another_preset_has_probed_is_taken_over(labelled, tmp_path, monkeypatch):
+    folders = [tmp_path / preset / "runs" for preset in ("one", "two")]
+    runs = [tiny_run(folder, tiny_config(epochs=1, seed=0)) for folder in folders]
+    first = probe_runs(runs[:1], labelled, folders[0], draws=1)
+    monkeypatch.setattr(evaluate, "evaluate", None)  # nothing is probed a second time
+    assert probe_runs(runs[1:], labelled, folders[1], draws=1) == first
+    assert len(load_probes(folders[1].parent)) == 3
 
 
 def test_probes_of_other_options_or_images_are_made_again(labelled, tmp_path, monkeypatch):

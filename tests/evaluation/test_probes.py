@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
@@ -50,6 +51,44 @@ def test_linear_probe_is_logistic_regression_on_features_standardized_by_the_tra
     assert held[outcome["C"]] == max(held.values())
     assert outcome["accuracy"] == score(outcome["C"], train_x, train_y, test_x, test_y)
     assert outcome["converged"] and outcome["iterations"] < 500
+
+
+def test_linear_probe_follows_the_path_to_where_held_out_accuracy_falls(monkeypatch):
+    """From small to large; each fit starts from the last, and the one on all images from the best."""
+    fits = []
+
+    class Spy(LogisticRegression):
+        def fit(self, x, y):
+            fits.append((self.C, len(x), getattr(self, "coef_", None)))
+            return super().fit(x, y)
+
+        def score(self, x, y):
+            return {0.001: 0.5, 0.01: 0.6, 0.1: 0.6, 1.0: 0.4}[self.C]
+
+    monkeypatch.setattr(probes, "LogisticRegression", Spy)
+    outcome = linear_probe(*blobs(), C_grid=(1.0, 10.0, 0.1, 0.01, 0.001))
+    assert [(C, images) for C, images, _ in fits] == [
+        *((0.001, 128), (0.01, 128), (0.1, 128), (1.0, 128)),
+        (0.01, 160),
+    ]
+    starts = [start for *_, start in fits]
+    assert starts[0] is None and all(start is not None for start in starts[1:])
+    assert np.array_equal(starts[4], starts[2])  # the weights at C = 0.01, from which 0.1 went on
+    assert outcome["C"] == 0.01 and outcome["validation_accuracy"] == 0.6
+
+
+def test_linear_probe_on_tensors_is_that_on_arrays(monkeypatch):
+    """The way it takes on a GPU, here on the processor."""
+    pytest.importorskip("sklearn", "1.9")
+    expected = linear_probe(*blobs())
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
+    monkeypatch.setattr(probes, "_tensor_device", lambda: "cpu")
+    seen, score = [], LogisticRegression.score
+    monkeypatch.setattr(LogisticRegression, "score", lambda *args: seen.append(type(args[1])) or score(*args))
+    outcome = linear_probe(*blobs())
+    assert set(seen) == {torch.Tensor}
+    for name in ("accuracy", "C", "validation_accuracy"):
+        assert outcome[name] == pytest.approx(expected[name]) and type(outcome[name]) is float
 
 
 def test_linear_probe_reads_the_test_set_for_its_accuracy_alone():
@@ -120,7 +159,6 @@ def test_labels_are_chosen_a_number_of_each_class_and_anew_in_every_draw():
         assert np.bincount(labels[chosen]).tolist() == [4, 0, 4, 0, 0, 4]
     assert len({tuple(chosen) for chosen in draws}) == 5
     assert np.array_equal(choose_labels(labels, 4, 3), draws[3])
-    assert np.array_equal(choose_labels(labels, "all", 0), np.arange(46))
 
 
 def test_every_encoder_is_probed_with_the_same_labels(monkeypatch):
@@ -134,17 +172,17 @@ def test_every_encoder_is_probed_with_the_same_labels(monkeypatch):
     train_x, train_y, test_x, test_y = blobs()
     for features in (train_x, np.random.default_rng(1).normal(size=(160, 3)).astype(np.float32)):
         test = test_x if features is train_x else test_x[:, :3]
-        label_efficiency(features, train_y, test, test_y, labels_per_class=(1, 5, "all"), draws=3)
-    first, second = taken[:7], taken[7:]
+        label_efficiency(features, train_y, test, test_y, labels_per_class=(1, 5), draws=3)
+    first, second = taken[:6], taken[6:]
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_label_efficiency_is_logistic_regression_on_the_chosen_images():
     train_x, train_y, test_x, test_y = blobs()
-    records = label_efficiency(train_x, train_y, test_x, test_y, labels_per_class=(2, "all"), draws=3)
+    records = label_efficiency(train_x, train_y, test_x, test_y, labels_per_class=(2, 5), draws=3)
     x, other_x = standardize(train_x, train_x), standardize(test_x, train_x)
-    for record, number, draws in zip(records, (2, "all"), (3, 1), strict=True):
-        chosen = [choose_labels(train_y, number, draw) for draw in range(draws)]
+    for record, number in zip(records, (2, 5), strict=True):
+        chosen = [choose_labels(train_y, number, draw) for draw in range(3)]
         models = [LogisticRegression(C=1.0, max_iter=1000).fit(x[i], train_y[i]) for i in chosen]
         scores = [model.score(other_x, test_y) for model in models]
         assert record["labels_per_class"] == number and record["accuracies"] == scores
@@ -185,7 +223,7 @@ def test_bad_features_are_refused(probe):
         (knn_probe, {"k": 0}, "k=0 is not allowed; it must be an integer of at least 1"),
         (knn_probe, {"temperature": 0}, "temperature=0 is not allowed; it must be a positive number"),
         (label_efficiency, {"draws": 0}, "draws=0 is not allowed; it must be an integer of at least 1"),
-        (label_efficiency, {"labels_per_class": (41,)}, "labels_per_class=41 .* between 1 and 40, or 'all'"),
+        (label_efficiency, {"labels_per_class": (41,)}, "labels_per_class=41 .* between 1 and 40"),
         (label_efficiency, {"labels_per_class": (0,)}, "labels_per_class=0 is not allowed"),
     ],
 )

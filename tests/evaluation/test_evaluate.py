@@ -158,7 +158,7 @@ def test_runs_are_probed_with_their_baselines_once(runs, labelled, monkeypatch):
 
 def test_what_another_preset_has_probed_is_taken_over(labelled, tmp_path, monkeypatch):
     folders = [tmp_path / preset / "runs" for preset in ("one", "two")]
-    runs = [tiny_run(folder, tiny_config(epochs=1, seed=0)) for folder in folders]
+    runs = [tiny_run(folder, tiny_config(epochs=1), images=labelled.train) for folder in folders]
     first = probe_runs(runs[:1], labelled, folders[0], draws=1)
     monkeypatch.setattr(evaluate, "evaluate", None)  # nothing is probed a second time
     assert probe_runs(runs[1:], labelled, folders[1], draws=1) == first

@@ -60,8 +60,9 @@ rule sample_complexity:  # its last part reads the label efficiency that the pro
         RUN
 
 
-rule pretrain:  # all seeds of a variant
+rule pretrain:  # all seeds of a variant; it goes on from the same with fewer epochs
     input:
+        lambda wildcards: JOBS["03_pretrain-" + wildcards.variant].after or [],
         notebook="notebooks/03_pretrain.ipynb",
     output:
         DONE + "03_pretrain-{variant}.json",

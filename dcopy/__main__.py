@@ -1,5 +1,6 @@
 """Pretrain from the shell: `python -m dcopy dataset=digits method=directcopy epochs=60`.
 
+Several numbers, as in epochs=100,300, make a run for each, which goes on from the one before.
 Long runs are best started here: no browser needs to stay open, and the same command continues a
 run that was stopped (exit code 130, 143, 138 or 75, see `dcopy.training.interrupt`).
 """
@@ -30,10 +31,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="then save and exit with 75")
     given = vars(parser.parse_intermixed_args(arguments))
     try:
-        config = TrainConfig.from_dict(parse_options(given.pop("options")))
+        fields = parse_options(given.pop("options"))
+        epochs = fields.pop("epochs", TrainConfig.epochs)
+        numbers = sorted(set(epochs)) if isinstance(epochs, tuple) else [epochs]
+        configs = [TrainConfig.from_dict(fields | {"epochs": number}) for number in numbers]
         from .training.loop import pretrain  # after the options are known to be good: torch is slow
 
-        run = pretrain(config, **given)
+        for config in configs:  # each goes on from the one before
+            run = pretrain(config, **given)
+            took = f"{run.result['seconds']:.1f} s on {run.result['device']} in {run.precision}"
+            print(f"{config.label}: {run.result['metrics']['verdict']}, {took}, {run.folder}", flush=True)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
@@ -41,8 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
         message = str(error) or "interrupted; the same command goes on from the last checkpoint"
         print(message, file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 130
-    took = f"{run.result['seconds']:.1f} s on {run.result['device']} in {run.precision}"
-    print(f"{config.label}: {run.result['metrics']['verdict']}, {took}, {run.folder}")
     return 0
 
 

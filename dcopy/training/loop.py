@@ -15,7 +15,7 @@ from ..progress import Progress
 from . import checkpoint, health
 from .graphs import FastStep
 from .interrupt import Interrupted, StopSignals
-from .runs import Run, finished_run, load_run, on_images
+from .runs import Run, finished_run, go_on_from_fewer_epochs, load_run, on_images
 from .step import Trainer, derive_seed
 
 
@@ -35,7 +35,8 @@ def pretrain(
     """Pretrain, or continue, or return what is finished: the folder decides.
 
     The run lives in `out_dir/config.name`; on other images than those of a run that is there already,
-    beside it (see `runs.on_images`). A checkpoint is written after every epoch and every
+    beside it (see `runs.on_images`). Where fewer epochs of it are in `out_dir`, it goes on from those (see
+    `runs.go_on_from_fewer_epochs`). A checkpoint is written after every epoch and every
     `checkpoint_minutes`; the same call then goes on from it: on the CPU bitwise as if it had never
     stopped, on a GPU up to the order in which kernels sum (0.2 % of the loss over six steps is what the
     test allows). SIGINT, SIGTERM and SIGUSR1 finish the step, save and raise Interrupted.
@@ -73,6 +74,8 @@ def pretrain(
         if finished is not None:
             return finished
         results.write_json(folder / "config.json", config.to_dict())
+        if checkpoint.load(folder) is None:
+            go_on_from_fewer_epochs(config, folder, fingerprint, len(images))
         loop = _Loop(config, folder, images, fingerprint, device, compile, checkpoint_minutes, stop_after)
         loop.run(progress)
     return load_run(folder)
@@ -92,12 +95,16 @@ class _Loop:
         self.steps = len(images) // config.batch_size  # a partial last batch is dropped
         self.losses = torch.zeros(self.steps, device=device)  # of this epoch; read once, at its end
         self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.went_on_from = self.begun[1].get("went_on_from") if self.begun else None
         self.started = self.saved = time.monotonic()
         self.checkpoint_seconds, self.stop_after = 60 * checkpoint_minutes, stop_after
 
     @property
     def runs_on(self) -> str:
-        return hardware.describe(self.images.device, self.trainer.precision)
+        line = hardware.describe(self.images.device, self.trainer.precision)
+        if self.went_on_from:
+            line += ", on from {epoch} epochs and {step} steps of {run}".format(**self.went_on_from)
+        return line
 
     def run(self, show_progress: bool) -> None:
         self.restore()
@@ -171,7 +178,7 @@ class _Loop:
         header = {"config": self.config.to_dict(), "channels": self.images.shape[1]}
         header["precision"] = self.trainer.precision
         header |= {"epoch": self.epoch, "step": self.step, "seconds": self.elapsed()}
-        header |= {"data_fingerprint": self.fingerprint}
+        header |= {"data_fingerprint": self.fingerprint, "went_on_from": self.went_on_from}
         checkpoint.save(self.folder, {**self.trainer.tensors(), "losses": self.losses}, header)
         self.saved = time.monotonic()
 
@@ -208,6 +215,7 @@ class _Loop:
             "precision": self.trainer.precision,
             "encoder_fingerprint": checkpoint.fingerprint(self.trainer.online.encoder),
             "seconds": round(self.elapsed(), 3),
+            "went_on_from": self.went_on_from,
             **results.provenance(self.images.device),
         }
         results.write_json(self.folder / "result.json", result)

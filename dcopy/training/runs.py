@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +97,37 @@ def _may_hold(folder: Path, config: TrainConfig, fingerprint: str, count: int) -
     if "data_fingerprint" in record:
         return record["data_fingerprint"] == fingerprint
     return not config.dataset.startswith("folder:") and record.get("images", count) == count
+
+
+def go_on_from_fewer_epochs(config: TrainConfig, folder: Path, fingerprint: str, count: int) -> None:
+    """Begin a run with the checkpoint and the metrics of one that differs in the number of epochs alone.
+
+    The learning rate is constant and the random streams are keyed by seed, epoch and step, so 100 epochs
+    are the beginning of 300. Of the runs beside `folder` that are on these images it takes the one that
+    got furthest, finished or not, but not past the end of `config`; where there is none, it does nothing.
+    """
+    best = None
+    for path in folder.parent.glob("*/config.json"):
+        try:
+            other = TrainConfig.from_dict(results.read_json(path))
+            ours = {"epochs": config.epochs, "data_fingerprint": config.data_fingerprint}
+            if path.parent == folder or dataclasses.replace(other, **ours) != config:
+                continue
+            tensors, header = checkpoint.load(path.parent)
+            place = header["epoch"], header["step"]
+            records = results.read_jsonl(path.with_name("metrics.jsonl")) if place[0] else []
+            records = records[: place[0]]
+            whole = [record["epoch"] for record in records] == list(range(1, place[0] + 1))
+            further = place <= (config.epochs, 0) and (best is None or place > best[0])
+            if whole and further and _may_hold(path.parent, other, fingerprint, count):
+                best = place, other.name, records, tensors, header
+        except (ValueError, TypeError, KeyError, OSError):  # a run that is broken, or has no checkpoint
+            continue
+    if best is not None:
+        (epoch, step), name, records, tensors, header = best
+        results.write_text(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in records))
+        header |= {"config": config.to_dict(), "went_on_from": {"run": name, "epoch": epoch, "step": step}}
+        checkpoint.save(folder, tensors, header)
 
 
 def load_run(folder: str | Path) -> Run:

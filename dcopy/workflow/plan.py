@@ -28,6 +28,7 @@ class Job:
     parameters: dict  # values for the names in the notebook's parameters cell
     label: str  # the name in short, for the terminal
     results_dir: str
+    after: str | None = None  # marker of the job with fewer epochs of the same runs, which it goes on from
 
     @property
     def marker(self) -> str:
@@ -66,13 +67,18 @@ def jobs(preset_name: str, options: list[str], results_dir: str) -> list[Job]:
 
     theory = ("01_linear_theory", "02_sample_complexity")
     found = [job(notebook, {}) for notebook in theory if notebook in preset.notebooks]
-    probing = []
+    pretraining, probing = {}, []  # the former by variant
     for variant, group in itertools.groupby(runs, key=lambda run: dataclasses.replace(run, seed=0)):
         own = list(group)  # the same but for the seed: one kernel for all of them
         names = variant.name.replace("-seed0-", "-"), f"{variant.method}-{variant.hash[:6]}"
         fields = {name: value for name, value in variant.to_dict().items() if name != "seed"}
-        found.append(job("03_pretrain", fields | {"seeds": [run.seed for run in own]}, *names))
+        pretraining[variant] = job("03_pretrain", fields | {"seeds": [run.seed for run in own]}, *names)
         probing.append(job("04_linear_probe", {"runs": [run.name for run in own]}, *names))
+    for variant, own in pretraining.items():
+        fewer = [other for other in pretraining if other.epochs < variant.epochs]
+        fewer = [other for other in fewer if dataclasses.replace(other, epochs=variant.epochs) == variant]
+        first = max(fewer, key=lambda other: other.epochs, default=None)
+        found.append(dataclasses.replace(own, after=first and pretraining[first].marker))
     found += probing
     for notebook in ("05_paper_tables", "06_ablations"):  # read what all runs left
         if notebook in preset.notebooks:

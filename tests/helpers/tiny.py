@@ -3,6 +3,7 @@
 import torch
 
 from dcopy.config import TrainConfig
+from dcopy.training import checkpoint
 from dcopy.training.loop import pretrain
 from dcopy.training.runs import Run
 
@@ -32,3 +33,23 @@ def tiny_views(batch_size: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch
     images = tiny_images(batch_size, seed).float() / 255
     noise = torch.randn(2, *images.shape, generator=generator)
     return images + 0.1 * noise[0], images + 0.1 * noise[1]
+
+
+def untimed(records):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def assert_same(first, second):
+    """Bitwise equal: every tensor of the last state, every record of metrics, every number of the result."""
+    states = [checkpoint.read(run.folder / checkpoint.NEWEST) for run in (first, second)]
+    (tensors, header), (others, other_header) = states
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+    assert [header[key] for key in ("epoch", "step")] == [other_header[key] for key in ("epoch", "step")]
+    assert untimed(first.metrics) == untimed(second.metrics)
+    assert [record["epoch"] for record in first.metrics] == [*range(1, first.config.epochs + 1)]
+    for run in (first, second):
+        assert untimed([run.result["metrics"]]) == untimed(run.metrics[-1:])
+        assert run.result["encoder_fingerprint"] == checkpoint.fingerprint(run.encoder.encoder)
+        assert not list(run.folder.glob(".*.tmp"))

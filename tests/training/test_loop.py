@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.processes import CONFIG, KILLS, SIGNALS
-from helpers.tiny import tiny_config, tiny_images, tiny_run
+from helpers.tiny import assert_same, tiny_config, tiny_images, tiny_run, untimed
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -37,26 +37,6 @@ def run(folder, config=CONFIG, **options):
 def reference(tmp_path_factory):
     """The uninterrupted run, which no test may change."""
     return run(tmp_path_factory.mktemp("reference"))
-
-
-def untimed(records):
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
-
-
-def assert_same(first, second):
-    """Bitwise equal: every tensor of the last state, every record of metrics, every number of the result."""
-    states = [checkpoint.read(run.folder / checkpoint.NEWEST) for run in (first, second)]
-    (tensors, header), (others, other_header) = states
-    assert tensors.keys() == others.keys()
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, others[name]), name
-    assert [header[key] for key in ("epoch", "step")] == [other_header[key] for key in ("epoch", "step")]
-    assert untimed(first.metrics) == untimed(second.metrics)
-    assert [record["epoch"] for record in first.metrics] == [1, 2, 3]
-    for run in (first, second):
-        assert untimed([run.result["metrics"]]) == untimed(run.metrics[-1:])
-        assert run.result["encoder_fingerprint"] == checkpoint.fingerprint(run.encoder.encoder)
-        assert not list(run.folder.glob(".*.tmp"))
 
 
 @pytest.fixture

@@ -97,6 +97,21 @@ def test_no_two_jobs_share_a_file_or_a_label(preset):
     assert len({job.name for job in jobs}) == len({job.label for job in jobs}) == len(jobs)
 
 
+def test_more_epochs_wait_for_fewer_of_the_same_runs_whose_jobs_keep_their_names():
+    several = plan.jobs("cifar10", ["epochs=500,100,300", "seeds=1"], "r")
+    trained = {job.marker: job for job in several if job.notebook == "03_pretrain"}
+    for job in trained.values():
+        fewer = {100: None, 300: 100, 500: 300}[job.parameters["epochs"]]
+        before = trained[job.after].parameters if job.after else None
+        assert before == (fewer and job.parameters | {"epochs": fewer})
+    alone = [
+        job.name for epochs in (500, 100, 300) for job in plan.jobs("cifar10", [f"epochs={epochs}"], "r")
+    ]
+    assert [job.name for job in several if "pretrain" in job.name] == [
+        name for name in alone if "pretrain" in name
+    ]
+
+
 def test_what_a_job_is_told_reads_back_as_its_parameters():
     config = TrainConfig(dataset="digits", method="none", epochs=3)
     job = plan.Job("name", "03_pretrain", config.to_dict(), "label", "results")
@@ -144,6 +159,16 @@ def test_jobs_run_in_order_and_leave_marker_log_and_executed_notebook(finished):
     assert sorted(path.name.split("-")[0].split(".")[0] for path in results.glob("notebooks/*")) == ORDER
     executed = (results / f"notebooks/{marker.stem}.ipynb").read_text()
     assert str(root) not in executed  # nobody's home is published
+
+
+def test_training_of_more_epochs_starts_when_that_of_fewer_has_ended(project):
+    code, output = toy_project.finish(project, *ONE, "epochs=20,10", "-j", "3")
+    told = [line.split("] ")[1] for line in output.splitlines() if "03 directcopy" in line]
+    labels = {epochs: TrainConfig(method="directcopy", epochs=epochs).hash[:6] for epochs in (10, 20)}
+    ends = [line for line in told if "starts" in line or "finished" in line]
+    assert code == 0 and [line.split(" | ")[0].split("-")[1] for line in ends] == [
+        *(labels[10], labels[10], labels[20], labels[20])
+    ]
 
 
 def test_a_person_can_follow(finished):

@@ -18,8 +18,8 @@ import torch
 from scipy.integrate import solve_ivp
 
 from dcopy import results, theory
-from dcopy.theory.claims_features import cell_centres
 from dcopy.theory.explorer import Explorer
+from dcopy.theory.grid import cell_centres
 
 ALIVE, DEAD_TIME = 1e-3, 2000.0  # a weight below ALIVE is dead; cells close to the edge need this long
 

@@ -1,6 +1,6 @@
-"""The linear theory of DirectSet(alpha): flow, closed forms, and twelve claims as experiments.
+"""The linear theory of DirectSet(alpha): flow, closed forms, and its claims as experiments.
 
-Read `flow` for the model, `closed_forms` and `sample_forms` for what it predicts, and the four
+Read `flow` for the model, `closed_forms` and `sample_forms` for what it predicts, and the
 `claims_*` modules for each prediction next to its measurement. Batched, float64, any device.
 """
 
@@ -14,11 +14,12 @@ from .claims_beyond import (
     phase_diagrams,
 )
 from .claims_dynamics import claim_6, claim_7, claim_8
-from .claims_features import claim_1, claim_2, claim_3, claim_4, claim_5, random_basis
+from .claims_eps import claim_4, claim_5
+from .claims_features import claim_1, claim_2, claim_3
 from .claims_samples import claim_9, claim_10, claim_11, imperfect_pretraining, two_variances
 from .closed_forms import (
     critical_start,
-    depth_threshold,
+    edge_time,
     ema_rate,
     final_weight,
     fixed_points,
@@ -29,9 +30,8 @@ from .closed_forms import (
 from .downstream import labels_for_accuracy
 from .evidence import Evidence, record, table
 from .flow import (
+    CONVENTIONS,
     correlation,
-    deep,
-    deep_feature,
     descent,
     directset,
     feature,
@@ -39,11 +39,14 @@ from .flow import (
     moments,
     set_predictor,
 )
+from .grid import random_basis
+from .layers import deep, deep_feature, depth_threshold
 from .sample_forms import excess_risk, finite_sample_error, labels_needed, sgd_ball
 from .samples import least_squares_excess, polar, row_space, sample_views, sgd, sine_to
 from .solver import edge, integrate, limit
 
 __all__ = [
+    "CONVENTIONS",
     "Evidence",
     "alignment",
     "claim_1",
@@ -69,6 +72,7 @@ __all__ = [
     "directset",
     "discrete_steps",
     "edge",
+    "edge_time",
     "ema_rate",
     "excess_risk",
     "feature",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from . import closed_forms as theory
-from .claims_features import ALPHAS, cell_centres, random_basis
 from .evidence import Evidence, exact, experiment
-from .flow import correlation, deep_feature, descent, directset, feature, learned
+from .flow import CONVENTIONS, correlation, descent, directset, feature, learned
+from .grid import ALPHAS, both, cell_centres, random_basis
+from .layers import deep_feature, depth_threshold
 from .sample_forms import check_step
 from .solver import edge, integrate, limit, survives
 
@@ -22,18 +24,21 @@ def phase_diagrams(device="cpu", grid: int = 80) -> Evidence:
     eta, variance = (cell_centres(0.0, high, grid).to(device) for high in (0.3, 3.0))
     variances, etas = torch.meshgrid(variance, eta, indexing="ij")  # (grid, grid)
     predicted = etas < theory.threshold(variances)  # the start, 1, lies above q- everywhere
-    rows, weights = [], {}
+    start, rows, weights = torch.ones_like(etas), [], {}
     for alpha in ALPHAS:
-        start = torch.ones_like(etas)
-        weights[alpha] = limit(
-            partial(feature, alpha=alpha), start, (variances, etas), state_dims=0, rtol=1e-8
-        )
-        wrong = ((weights[alpha] > 1e-3) != predicted).sum()
-        rows.append(
-            exact(
-                12, f"phase diagram, alpha = {alpha:g}: cells of {grid} x {grid} that are wrong", 0.0, wrong
+        final = both(
+            lambda convention, alpha=alpha: limit(
+                partial(feature, alpha=alpha, convention=convention),
+                start,
+                (variances, etas),
+                state_dims=0,
+                rtol=1e-8,
             )
-        )
+        )  # (conventions, grid, grid)
+        weights[alpha] = dict(zip(CONVENTIONS, final, strict=True))
+        wrong = ((final > 1e-3) != predicted).sum()
+        cells = f"cells of {grid} x {grid} that are wrong; both conventions"
+        rows.append(exact(12, f"phase diagram, alpha = {alpha:g}: {cells}", 0.0, wrong))
     return Evidence(rows, {"eta": eta, "variance": variance, "weights": weights})
 
 
@@ -41,17 +46,19 @@ def phase_diagrams(device="cpu", grid: int = 80) -> Evidence:
 def depth(device="cpu") -> Evidence:
     """Depth lowers the threshold, and more for features of high variance."""
     variances = torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0], dtype=torch.float64, device=device)
+    low, high = torch.full_like(variances, 1e-3), torch.full_like(variances, 0.5)
     rows, measured = [], {}
-    for L in (1, 2, 3):
+    for L, convention in itertools.product((1, 2, 3), CONVENTIONS):
+        field = partial(deep_feature, depth=L, convention=convention)
 
-        def alive(etas, L=L):  # (5, points)
-            field = partial(deep_feature, depth=L)
+        def alive(etas, field=field):  # (5, points)
             return survives(field, torch.ones_like(etas), (variances[:, None], etas), state_dims=0)
 
-        low, high = torch.full_like(variances, 1e-3), torch.full_like(variances, 0.5)
-        measured[L] = edge(alive, low, high)
-        predicted = theory.depth_threshold(variances, L)
-        rows.append(exact(12, f"weight decay threshold of {L} linear layers", predicted, measured[L]))
+        measured[L, convention] = edge(alive, low, high)
+        predicted = depth_threshold(variances, L, convention=convention)
+        predictor = {"views": "the algorithm's predictor", "data": "the paper's"}[convention]
+        statement = f"weight decay threshold of {L} linear layer{'s' * (L > 1)}, {predictor}"
+        rows.append(exact(12, statement, predicted, measured[L, convention]))
     return Evidence(rows, {"variances": variances, "measured": measured})
 
 
@@ -63,16 +70,17 @@ def correlated_noise(device="cpu", d: int = 5) -> Evidence:
     variances = torch.tensor([0.0, 0.3, 0.1, 2.0, 9.0], dtype=torch.float64, device=device)
     eta, alpha = 0.15, 1.0
     X, noise = (U @ torch.diag(v) @ U.mT for v in (signal, variances))
-    W = limit(directset, torch.eye(d).to(X), (X + noise, X, eta), state_dims=2)
-    weights = theory.final_weight(1.0, eta, variances, alpha, signal=signal)
-    predicted = U @ torch.diag(weights) @ U.mT
-    row = exact(
-        12,
-        "correlated noise, unequal data variances: distance from the rotated weights",
-        0.0,
-        (W - predicted).norm(),
+
+    def distance(convention):
+        field = partial(directset, convention=convention)
+        W = limit(field, torch.eye(d).to(X), (X + noise, X, eta), state_dims=2)
+        weights = theory.final_weight(1.0, eta, variances, alpha, signal=signal, convention=convention)
+        return (W - U @ torch.diag(weights) @ U.mT).norm()
+
+    statement = (
+        "correlated noise, unequal data variances: distance from the rotated weights; both conventions"
     )
-    return Evidence([row], {"weights": weights})
+    return Evidence([exact(12, statement, 0.0, both(distance))])
 
 
 def descend(
@@ -162,56 +170,59 @@ def alignment(F: Tensor, W_p: Tensor) -> Tensor:
 @experiment
 def learned_predictor(device="cpu", starts: int = 10, seed: int = 0, d: int = 5) -> Evidence:
     """A predictor learned by gradient descent has the same threshold, and aligns with F by itself."""
-    sigma2 = torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=torch.float64, device=device)
-    one = torch.ones(1, 1, 1, 1, dtype=torch.float64, device=device)
-
-    def alive(etas):  # (4, points); one feature, [W, W_p] from [1, 1]
-        start = torch.ones(*etas.shape, 1, 2, dtype=torch.float64, device=device)
-        auto = (1 + sigma2)[:, None, None, None]
-        return survives(learned, start, (auto, one, etas[..., None, None]), state_dims=2)
-
-    low, high = torch.full_like(sigma2, 0.01), torch.full_like(sigma2, 0.5)
-    measured = edge(alive, low, high)
-    rows = [
-        exact(
-            12,
-            "learned predictor: the threshold is the same 1/(4(1+variance))",
-            theory.threshold(sigma2),
-            measured,
-        )
-    ]
-
-    eta, variances = 0.1, torch.tensor([0.0, 0.2, 0.5, 0.9, 4.0], dtype=torch.float64, device=device)
+    eta, variances = 0.1, torch.tensor([0.0, 0.2, 0.5, 0.9, 4.0], dtype=torch.float64, device=device)[:d]
     eye = torch.eye(d, dtype=torch.float64, device=device)
-    auto = eye + torch.diag(variances)
+    args = ((eye + torch.diag(variances))[None], eye[None], eta)
     generator = torch.Generator().manual_seed(seed)
-    W, W_p = (
-        torch.randn(starts, d, d, generator=generator, dtype=torch.float64).to(device) for _ in range(2)
-    )
+    draws = torch.randn(2, starts, d, d, generator=generator, dtype=torch.float64)
+    start = torch.cat(list(draws.to(device)), dim=-1)  # [W, W_p]
     times = torch.cat([torch.zeros(1), torch.logspace(-1.5, 2.2, 75)])
-    path = integrate(
-        learned, torch.cat([W, W_p], -1), times, (auto[None], eye[None], eta), state_dims=2, rtol=1e-11
-    )
+    path = integrate(learned, start, times, args, state_dims=2, rtol=1e-11)
     W, W_p = path[..., :d], path[..., d:]  # (T, starts, d, d)
-    F = correlation(W, auto)
-    imbalance = W @ W.mT - W_p.mT @ W_p
-    decay = torch.exp(-2 * eta * times.to(device))[:, None, None, None]
-    drift = (imbalance - decay * imbalance[0]).abs().max() / imbalance[0].abs().max()
+    F = correlation(W, args[0])
     cosines = alignment(F, W_p)  # (T, starts)
-    rest = limit(learned, path[-1], (auto[None], eye[None], eta), state_dims=2)[..., d:]
-    q_plus = theory.fixed_points(eta, variances)[1]
-    allowed = torch.cat([q_plus[~q_plus.isnan()], q_plus.new_zeros(1)])
-    distance = (torch.linalg.svdvals(rest).unsqueeze(-1) - allowed).abs().amin(-1).max()
-    rows += [
-        exact(12, "W Wᵀ - W_pᵀ W_p decays as exp(-2 eta t): largest difference over its start", 0.0, drift),
-        exact(
-            12,
-            f"each eigenvector of F is one of W_p, worst of {starts} starts: cosine",
-            1.0,
-            cosines[-1].min(),
-        ),
-        exact(12, "singular values of W_p end at a feature's q+ or at 0: worst distance", 0.0, distance),
+    aligned = f"each eigenvector of F is one of W_p, worst of {starts} starts: cosine"
+    rows = [
+        _learned_threshold(device),
+        _imbalance(W, W_p, times, eta),
+        exact(12, aligned, 1.0, cosines[-1].min()),
+        _learned_limits(path[-1], args, variances),
     ]
     _, U = torch.linalg.eigh(F[:, 0])  # of the first start
     in_basis = (U.mT @ W_p[:, 0] @ U).abs()  # (T, d, d)
     return Evidence(rows, {"times": times, "cosines": cosines, "first": in_basis[0], "last": in_basis[-1]})
+
+
+def _learned_threshold(device) -> dict:
+    """The largest weight decay that one feature survives, [W, W_p] from [1, 1]."""
+    sigma2 = torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=torch.float64, device=device)
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float64, device=device)
+
+    def alive(etas):  # (4, points)
+        start = torch.ones(*etas.shape, 1, 2, dtype=torch.float64, device=device)
+        auto = (1 + sigma2)[:, None, None, None]
+        return survives(learned, start, (auto, one, etas[..., None, None]), state_dims=2)
+
+    measured = edge(alive, torch.full_like(sigma2, 0.01), torch.full_like(sigma2, 0.5))
+    statement = "learned predictor: the threshold is the same 1/(4(1+variance))"
+    return exact(12, statement, theory.threshold(sigma2), measured)
+
+
+def _imbalance(W: Tensor, W_p: Tensor, times: Tensor, eta: float) -> dict:
+    """How W Wᵀ - W_pᵀ W_p (T, starts, d, d) decays, relative to its start."""
+    imbalance = W @ W.mT - W_p.mT @ W_p
+    decay = torch.exp(-2 * eta * times.to(W))[:, None, None, None]
+    drift = (imbalance - decay * imbalance[0]).abs().max() / imbalance[0].abs().max()
+    statement = "W Wᵀ - W_pᵀ W_p decays as exp(-2 eta t): largest difference over its start"
+    return exact(12, statement, 0.0, drift)
+
+
+def _learned_limits(state: Tensor, args: tuple, variances: Tensor) -> dict:
+    """Distance of the singular values of W_p at rest from the q+ of the features and 0."""
+    d = len(variances)
+    rest = limit(learned, state, args, state_dims=2)[..., d:]
+    q_plus = theory.fixed_points(args[2], variances)[1]
+    allowed = torch.cat([q_plus[~q_plus.isnan()], q_plus.new_zeros(1)])
+    distance = (torch.linalg.svdvals(rest).unsqueeze(-1) - allowed).abs().amin(-1).max()
+    statement = "singular values of W_p end at a feature's q+ or at 0: worst distance"
+    return exact(12, statement, 0.0, distance)

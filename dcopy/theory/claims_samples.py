@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from . import closed_forms as theory
-from .claims_features import random_basis
 from .evidence import Evidence, exact, experiment, statistical
 from .flow import directset, moments
+from .grid import random_basis
 from .sample_forms import check_rank, excess_risk, finite_sample_error, labels_needed, sgd_ball
 from .samples import crossing, least_squares_excess, polar, row_space, sample_views, sgd, slope
 from .solver import integrate, limit

@@ -1,8 +1,22 @@
 """What the flow does, in formulas: fixed points, thresholds, limits, basins, rates.
 
-Letters: x `signal` (variance of a feature over the data, 1 in the paper), σ² `variance` (its
-variance under augmentation), c = x + σ², q the feature's eigenvalue of W_p, λ its weight. All
-arguments are numbers or tensors that broadcast; results are float64 tensors.
+All arguments are numbers or tensors that broadcast; results are float64 tensors. Their letters:
+
+    eta         η, weight decay, at least 0
+    variance    σ², the feature's variance under augmentation, at least 0
+    alpha       the power of the correlation in W_p, positive
+    eps         ε, added to every eigenvalue of W_p, at least 0
+    signal      x, the feature's variance over the data, 1 in the paper; c = x + σ²
+    tau         scale of the target, W_a = tau W
+    delta       the start, W(0) = delta I, positive
+    convention  which correlation W_p copies, "views" or "data", see `flow`
+
+λ is the feature's weight and q = (s λ²)^alpha + ε its eigenvalue of W_p, with s = c in the views'
+convention and s = x in the data's, the paper's. In q both obey the same equation, so what is said
+of q (fixed points, thresholds, rates) holds for both.
+
+At an edge two formulas meet, and rounding would choose between them. So parameters closer to an edge
+than a relative 1e-13 are on it: there q- and q+ are one half-stable point, which attracts from above.
 """
 
 from __future__ import annotations
@@ -10,11 +24,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .flow import copied
+
 Number = Tensor | float
+
+ROUNDING = 1e-13  # relative distance below which two numbers are the same
 
 
 def _tensors(*values: Number) -> list[Tensor]:
     return [torch.as_tensor(v, dtype=torch.float64) for v in values]
+
+
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs() < ROUNDING * torch.maximum(a.abs(), b.abs())  # infinity is not the same
 
 
 def check(
@@ -83,48 +105,49 @@ def threshold(variance: Number, signal: Number = 1.0, tau: Number = 1.0) -> Tens
 def fixed_points(
     eta: Number, variance: Number, signal: Number = 1.0, tau: Number = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Roots of c q² - tau x q + eta = 0: q- (unstable) and q+ (stable); NaN above the threshold.
+    """Roots of c q² - tau x q + eta = 0: q- (unstable) and q+ (stable).
 
-    Args:
-        eta: weight decay.
-        variance: σ².
-        signal: x.
-        tau: scale of the target.
+    Args: see the top of the module.
 
     Returns:
-        q- and q+, broadcast shape.
+        q- and q+, broadcast shape; NaN above the threshold, and one half-stable point on it.
 
     >>> [round(q.item(), 4) for q in fixed_points(0.21, 0.0)]
     [0.3, 0.7]
+    >>> [q.item() for q in fixed_points(0.25, 0.0)]
+    [0.5, 0.5]
     """
     check(eta=eta, variance=variance)
     eta, variance, signal, tau = _tensors(eta, variance, signal, tau)
     c, b = signal + variance, tau * signal
-    root = (b.square() - 4 * eta * c).sqrt()  # NaN above the threshold
+    on_edge = _same(b.square(), 4 * eta * c)
+    root = torch.where(on_edge, 0.0, b.square() - 4 * eta * c).sqrt()  # NaN above the threshold
     q_plus = (b + root) / (2 * c)
-    return eta / (c * q_plus), q_plus  # the product of the roots is eta / c; no cancellation in q-
+    q_minus = eta / (c * q_plus)  # the product of the roots is eta / c; no cancellation
+    return torch.where(on_edge, q_plus, q_minus), q_plus
 
 
 def weight(
-    q: Number, variance: Number, alpha: Number = 1.0, eps: Number = 0.0, signal: Number = 1.0
+    q: Number,
+    variance: Number,
+    alpha: Number = 1.0,
+    eps: Number = 0.0,
+    signal: Number = 1.0,
+    convention: str = "views",
 ) -> Tensor:
-    """The weight whose predictor eigenvalue is q: λ = sqrt((q - eps)^(1/alpha) / c), 0 where q < eps.
+    """The weight whose predictor eigenvalue is q: λ = sqrt((q - eps)^(1/alpha) / s), 0 where q <= eps.
 
-    Args:
-        q: eigenvalue of W_p.
-        variance: σ².
-        alpha: power of F.
-        eps: regularizer.
-        signal: x.
+    Args: q, an eigenvalue of W_p; the others see the top of the module.
 
     Returns:
         λ, broadcast shape.
 
-    >>> weight(0.5, variance=1.0).item()
-    0.5
+    >>> weight(0.5, variance=1.0).item(), weight(0.25, variance=1.0, convention="data").item()
+    (0.5, 0.5)
     """
     q, variance, alpha, eps, signal = _tensors(q, variance, alpha, eps, signal)
-    return ((q - eps).clamp(min=0) ** (1 / alpha) / (signal + variance)).sqrt()
+    above = torch.where(_same(q, eps), 0.0, q - eps).clamp(min=0)  # a large alpha would blow rounding up
+    return (above ** (1 / alpha) / copied(signal + variance, signal, convention)).sqrt()
 
 
 def critical_start(
@@ -134,18 +157,14 @@ def critical_start(
     eps: Number = 0.0,
     signal: Number = 1.0,
     tau: Number = 1.0,
+    convention: str = "views",
 ) -> Tensor:
     """Edge of the basin of collapse: starts below this weight go to 0, starts above survive.
 
-    0 where eps > q- (the origin is unstable); infinity above the threshold and where eps >= q+.
+    0 where eps >= q- (the origin is unstable); infinity above the threshold and where eps >= q+. On
+    the threshold it is the half-stable point itself, and a start there survives.
 
-    Args:
-        eta: weight decay.
-        variance: σ².
-        alpha: power of F.
-        eps: regularizer.
-        signal: x.
-        tau: scale of the target.
+    Args: see the top of the module.
 
     Returns:
         Critical delta, broadcast shape.
@@ -154,11 +173,10 @@ def critical_start(
     0.3
     """
     check(alpha=alpha, eps=eps)
-    q_minus, q_plus = fixed_points(eta, variance, signal, tau)
-    (eps,) = _tensors(eps)
-    edge = weight(q_minus, variance, alpha, eps, signal)
-    hopeless = q_plus.isnan() | (eps >= q_plus)
-    return torch.where(hopeless, torch.inf, edge)
+    edge, top = (
+        weight(q, variance, alpha, eps, signal, convention) for q in fixed_points(eta, variance, signal, tau)
+    )
+    return torch.where(top > 0, edge, torch.inf)
 
 
 def final_weight(
@@ -169,17 +187,13 @@ def final_weight(
     eps: Number = 0.0,
     signal: Number = 1.0,
     tau: Number = 1.0,
+    convention: str = "views",
 ) -> Tensor:
     """Limit of a feature's weight from λ(0) = delta: the weight at q+, or 0 if it collapses.
 
-    Args:
-        delta: start.
-        eta: weight decay.
-        variance: σ².
-        alpha: power of F.
-        eps: regularizer.
-        signal: x.
-        tau: scale of the target.
+    A start on the edge of the basin stays there, unstably.
+
+    Args: see the top of the module.
 
     Returns:
         λ(∞), broadcast shape.
@@ -189,13 +203,39 @@ def final_weight(
     """
     check(delta=delta)
     (delta,) = _tensors(delta)
-    survives = delta > critical_start(eta, variance, alpha, eps, signal, tau)
-    q_plus = fixed_points(eta, variance, signal, tau)[1]
-    return torch.where(survives, weight(q_plus, variance, alpha, eps, signal), 0.0)
+    edge = critical_start(eta, variance, alpha, eps, signal, tau, convention)
+    top = weight(fixed_points(eta, variance, signal, tau)[1], variance, alpha, eps, signal, convention)
+    return torch.where(_same(delta, edge), edge, torch.where(delta > edge, top, 0.0))
+
+
+def edge_time(start: Number, end: Number, variance: Number, alpha: Number = 1.0) -> Tensor:
+    """Time in which q falls from `start` to `end` on the threshold, eta = 1/(4c), where q+ = q- = 1/(2c).
+
+    The integral of dq / (2 alpha c q (q - q+)²): late, q - q+ falls as 1/(alpha t), not exponentially.
+
+    Args: start and end, eigenvalues of W_p with start > end > q+; the others see the top of the module.
+
+    Returns:
+        The time, broadcast shape.
+
+    >>> round((edge_time(1.0, 0.5001, 0.0) * 0.0001).item(), 2)
+    1.0
+    """
+    start, end, variance, alpha = _tensors(start, end, variance, alpha)
+    c = 1 + variance
+    a = 1 / (2 * c)
+
+    def antiderivative(q):
+        return (q / (q - a)).log() / a**2 - 1 / (a * (q - a))
+
+    return (antiderivative(start) - antiderivative(end)) / (2 * alpha * c)
 
 
 def theorem_1(eta: float, variance: float, alpha: float = 1.0, delta: float = 1.0) -> float:
-    """The paper's Theorem 1: W → ((1 + sqrt(1 - 4 eta)) / 2)^(1 / (2 alpha)) P_S; returns that factor.
+    """The paper's Theorem 1†: W → ((1 + sqrt(1 - 4 eta)) / 2)^(1 / (2 alpha)) P_S; returns that factor.
+
+    The same in both conventions, as S has no noise. † The number is recalled, not read in a copy of
+    the paper; the statement is what is checked.
 
     Args:
         eta: weight decay, inside 1 / (4 (1 + variance)) < eta < 1/4.
@@ -217,16 +257,22 @@ def theorem_1(eta: float, variance: float, alpha: float = 1.0, delta: float = 1.
     """
     check(eta, variance, alpha, delta=delta)
     low = threshold(variance).item()
-    if eta >= 0.25:
-        raise ValueError(f"eta={eta} is not below 1/4, a condition of Theorem 1: every feature decays to 0")
-    if eta <= low:
+    if eta >= 0.25 * (1 - ROUNDING):
+        raise ValueError(
+            f"eta={eta} is not below 1/4, a condition of Theorem 1: above it every feature decays to 0, "
+            "on it any push down does"
+        )
+    if eta <= low * (1 + ROUNDING):
         raise ValueError(
             f"eta={eta} is not above 1/(4(1+variance))={low:.6g}, a condition of Theorem 1: "
             "nuisance features survive too"
         )
     edge = critical_start(eta, 0.0, alpha).item()
-    if delta <= edge:
-        raise ValueError(f"delta={delta} is not above {edge:.6g}, a condition of Theorem 1: W collapses to 0")
+    if delta <= edge * (1 + ROUNDING):
+        raise ValueError(
+            f"delta={delta} is not above {edge:.6g}, a condition of Theorem 1: below it W collapses to 0, "
+            "on it W stays until it is pushed"
+        )
     return final_weight(delta, eta, 0.0, alpha).item()
 
 
@@ -255,28 +301,3 @@ def ema_rate(eta: Number, variance: Number, alpha: Number, beta: Number) -> Tens
     R = 2 * alpha * q * (2 * (1 + variance) * q - 1)
     total = q + R + beta
     return 2 * beta * R / (total + (total.square() - 4 * beta * R).sqrt())
-
-
-def depth_threshold(variance: Number, depth: int, alpha: Number = 1.0) -> Tensor:
-    """Largest weight decay per layer that a feature survives in a balanced linear network of `depth`.
-
-    With m = (L - 1)/L and s = m/alpha: eta* = c^-(1+m+s) ((1+s)/(2+s))^(1+s) / (2+s), which is
-    1/(4c) at L = 1. The power of c grows with depth: a deeper network separates features by
-    variance more sharply. Not in the paper.
-
-    Args:
-        variance: σ².
-        depth: L, number of layers.
-        alpha: power of F.
-
-    Returns:
-        eta*, broadcast shape.
-
-    >>> depth_threshold(1.0, depth=1).item()
-    0.125
-    """
-    check(variance=variance, alpha=alpha)
-    variance, alpha = _tensors(variance, alpha)
-    m = (depth - 1) / depth
-    s = m / alpha
-    return (1 + variance) ** -(1 + m + s) * ((1 + s) / (2 + s)) ** (1 + s) / (2 + s)

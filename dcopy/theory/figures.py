@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ..report.plotting import COLORS
 from . import closed_forms as theory
-from .claims_features import ALPHAS
+from .grid import ALPHAS
+from .layers import depth_threshold
 
 ALPHA_COLORS = dict(
     zip(ALPHAS, (COLORS["directpred"], COLORS["directcopy"], COLORS["directset"]), strict=True)
 )
+TITLES = {"data": r"the paper: $W_p = (W X W^\top)^\alpha$", "views": r"the algorithm: $W_p = F^\alpha$"}
 KEPT, LOST = COLORS["directcopy"], COLORS["none"]  # features that survive, features that do not
 
 
@@ -51,36 +53,43 @@ def phase_line(eta: float, variances: tuple[float, ...]) -> Figure:
 
 
 def trajectories(data: dict) -> Figure:
-    """Weights of the features of one network against time, with the predicted limits dashed (claim 2)."""
-    figure, ax = plt.subplots(figsize=(7.2, 4.0))
+    """Weights of the features of one network against time in both conventions, limits dashed (claim 2)."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.9), sharey=True)
     labels = [f"σ² = {v:g}" for v in data["variances"]]
     colors = shades(len(labels))
-    _lines(ax, data["times"], data["weights"].mT, labels, colors)
-    for limit, color in zip(data["limits"].tolist(), colors, strict=True):
-        ax.axhline(limit, color=color, ls="--", lw=1.2)
-    ax.set_xscale("symlog", linthresh=0.3, linscale=0.4)
-    ax.set(xlim=(0, 100), ylim=(-0.03, 1.05), xlabel="time t", ylabel="weight λ of the feature")
-    ax.set_xticks([0, 0.3, 1, 3, 10, 30, 100], ["0", "0.3", "1", "3", "10", "30", "100"])
-    ax.minorticks_off()
-    ax.set_title(f"Six features, one network, η = {data['eta']:g}")
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="dashed: predicted")
+    for ax, (convention, title) in zip(axes, TITLES.items(), strict=True):
+        _lines(ax, data["times"], data["paths"][convention].mT, labels, colors)
+        for limit, color in zip(data["limits"][convention].tolist(), colors, strict=True):
+            ax.axhline(limit, color=color, ls="--", lw=1.2)
+        ax.set_xscale("symlog", linthresh=0.3, linscale=0.4)
+        ax.set(xlim=(0, 100), ylim=(-0.03, 1.05), xlabel="time t", title=title)
+        ax.set_xticks([0, 0.3, 1, 3, 10, 30, 100], ["0", "0.3", "1", "3", "10", "30", "100"])
+        ax.minorticks_off()
+    axes[0].set_ylabel("weight λ of the feature")
+    figure.suptitle(f"Six features, one network, η = {data['eta']:g}")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="dashed: predicted")
     return figure
 
 
 def phase_diagrams(data: dict) -> Figure:
-    """Final weight over (eta, σ²) for three powers alpha, with the predicted edge on it (claim 12)."""
+    """Final weight over (eta, σ²) for three powers alpha, a row a convention, with the edge (claim 12)."""
     weights = data["weights"]
-    figure, axes = plt.subplots(1, len(weights), figsize=(3.6 * len(weights), 3.7), sharey=True)
+    size = {"figsize": (3.6 * len(weights), 6.6), "sharex": True, "sharey": True}
+    figure, grid = plt.subplots(len(TITLES), len(weights), **size)
     eta, variance = data["eta"].cpu(), data["variance"].cpu()
-    for ax, (alpha, final) in zip(axes, weights.items(), strict=True):
-        image = ax.pcolormesh(eta, variance, final.cpu(), vmin=0, vmax=1, shading="nearest", rasterized=True)
-        fine = torch.linspace(0, variance[-1], 200, dtype=torch.float64)
-        ax.plot(theory.threshold(fine), fine, color="white", ls="--", lw=2)
-        ax.set(title=f"α = {alpha:g}", xlabel="weight decay η", xlim=(0, eta[-1]), ylim=(0, variance[-1]))
-        ax.grid(False)
-    axes[0].set_ylabel("variance σ² under augmentation")
-    axes[0].annotate("η = 1/(4(1+σ²))", (0.1, 1.6), xytext=(0.115, 2.2), color="white", fontsize=11)
-    figure.colorbar(image, ax=axes, label="weight λ at rest", shrink=0.95)
+    fine = torch.linspace(0, variance[-1], 200, dtype=torch.float64)
+    for row, (convention, title) in zip(grid, TITLES.items(), strict=True):
+        for ax, (alpha, final) in zip(row, weights.items(), strict=True):
+            options = {"vmin": 0, "vmax": 1, "shading": "nearest", "rasterized": True}
+            image = ax.pcolormesh(eta, variance, final[convention].cpu(), **options)
+            ax.plot(theory.threshold(fine), fine, color="white", ls="--", lw=2)
+            ax.set(title=f"α = {alpha:g}", xlim=(0, eta[-1]), ylim=(0, variance[-1]))
+            ax.grid(False)
+        row[0].set_ylabel(f"{title}\n\nvariance σ²")
+    for ax in grid[-1]:
+        ax.set_xlabel("weight decay η")
+    grid[0, 0].annotate("η = 1/(4(1+σ²))", (0.1, 1.6), xytext=(0.115, 2.2), color="white", fontsize=11)
+    figure.colorbar(image, ax=grid, label="weight λ at rest", shrink=0.95)
     return figure
 
 
@@ -137,15 +146,18 @@ def depth(data: dict) -> Figure:
     """Threshold against σ² for networks of one to three layers, measured on predicted (claim 12)."""
     figure, ax = plt.subplots()
     fine = torch.linspace(0, data["variances"].max().item(), 200, dtype=torch.float64)
-    for (L, measured), color in zip(data["measured"].items(), shades(len(data["measured"])), strict=True):
-        ax.semilogy(fine, theory.depth_threshold(fine, L), color=color, label=f"{L} layer{'s' * (L > 1)}")
-        ax.plot(data["variances"].cpu(), measured.cpu(), "o", color=color)
+    colors = shades(3)
+    for (L, convention), measured in data["measured"].items():
+        style = {"ls": "-" if convention == "views" else "--", "color": colors[L - 1]}
+        label = f"{L} layer{'s' * (L > 1)}" if convention == "views" else None
+        ax.semilogy(fine, depth_threshold(fine, L, convention=convention), label=label, **style)
+        ax.plot(data["variances"].cpu(), measured.cpu(), "o", color=colors[L - 1])
     ax.set(
         xlabel="variance σ² under augmentation",
         ylabel="largest η survived",
         title="Depth sharpens the threshold",
     )
-    ax.legend(title="dots: measured")
+    ax.legend(title="dots: measured\ndashed: the paper's $W_p$")
     return figure
 
 

@@ -3,12 +3,47 @@
 A state is the matrices that move, side by side: `[W]`, `[W, W_a]` with an EMA target, and with
 the learned predictor behind them. Every function takes leading grid dimensions. W is (k, d):
 k outputs, d features; W_a is (k, d); W_p and F are (k, k); auto and cross are (d, d).
+
+A set predictor is a power of a correlation, and `convention` says of which one. "views": of the
+projected views, W (X + X') Wᵀ, as the algorithm has it. "data": of the projected data without the
+noise of augmentation, W X Wᵀ, as the theory of Wang et al. (arXiv 2110.04947) has it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+CONVENTIONS = ("views", "data")
+
+Moment = TypeVar("Moment", Tensor, float)
+
+
+def copied(views: Moment, data: Moment, convention: str) -> Moment:
+    """The moment that a set predictor copies: that of the views, or that of the data without noise.
+
+    Args:
+        views: X + X', or x + σ² of one feature.
+        data: X, or x.
+        convention: "views" (the algorithm) or "data" (the paper's theory).
+
+    Returns:
+        One of the two.
+
+    Raises:
+        ValueError: there is no such convention.
+
+    >>> copied(2.0, 1.0, "data")
+    1.0
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(
+            f"convention={convention!r} is not allowed; it must be views (the algorithm) or data (the paper)"
+        )
+    return views if convention == "views" else data
 
 
 def moments(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,6 +145,8 @@ def directset(
     beta: Tensor | float | None = None,
     alpha: float = 1.0,
     stop_gradient: bool = True,
+    convention: str = "views",
+    pull: Callable[..., Tensor] = descent,
 ) -> Tensor:
     """Velocity of DirectSet(alpha): dW/dt = W_pᵀ(W_a X - W_p W (X + X')) - eta W, W_p = F^alpha + eps I.
 
@@ -124,6 +161,8 @@ def directset(
         beta: rate of the EMA, 1/time; None for W_a = W.
         alpha: power of F; 0 is no predictor.
         stop_gradient: False differentiates the target too (then without `beta`).
+        convention: whose correlation F is, see the top of the module.
+        pull: `descent`, of the quadratic loss, or `cosine.cosine_descent`.
 
     Returns:
         Velocity, shaped as `state`.
@@ -137,8 +176,8 @@ def directset(
     d = auto.shape[-1]
     W = state[..., :d]
     W_a = W if beta is None else state[..., d:]
-    W_p = set_predictor(correlation(W, auto), alpha, eps)
-    dW = descent(W, W_a, W_p, auto, cross, stop_gradient) - eta * W
+    W_p = set_predictor(correlation(W, copied(auto, cross, convention)), alpha, eps)
+    dW = pull(W, W_a, W_p, auto, cross, stop_gradient) - eta * W
     return dW if beta is None else torch.cat([dW, beta * (W - W_a)], dim=-1)
 
 
@@ -169,42 +208,6 @@ def learned(
     return torch.cat([W_p.mT @ residual - eta * W, rate * residual @ W.mT - eta * W_p], dim=-1)
 
 
-def deep(
-    state: Tensor, auto: Tensor, cross: Tensor, eta: Tensor | float, depth: int, alpha: float = 1.0
-) -> Tensor:
-    """Velocity of a linear network W = W_L ... W_1 of square layers under DirectSet(alpha).
-
-    dW_i/dt = (W_L ... W_{i+1})ᵀ G (W_{i-1} ... W_1)ᵀ - eta W_i with G the descent direction of W.
-
-    Args:
-        state: (*grid, d, L d) = [W_1, ..., W_L].
-        auto: (*grid, d, d), X + X'.
-        cross: (*grid, d, d), X.
-        eta: weight decay of every layer.
-        depth: L.
-        alpha: power of F.
-
-    Returns:
-        Velocity, shaped as `state`.
-
-    >>> I = torch.eye(2, dtype=torch.float64)
-    >>> torch.equal(deep(I, 2 * I, I, 0.1, depth=1), directset(I, 2 * I, I, 0.1))
-    True
-    """
-    layers = state.chunk(depth, dim=-1)
-    identity = torch.eye(auto.shape[-1], dtype=state.dtype, device=state.device).expand_as(layers[0])
-    below = [identity]  # below[i] = W_i ... W_1
-    for layer in layers:
-        below.append(layer @ below[-1])
-    W = below[-1]
-    W_p = set_predictor(correlation(W, auto), alpha)
-    G, above, velocity = descent(W, W, W_p, auto, cross), identity, []
-    for i in reversed(range(depth)):
-        velocity.insert(0, above.mT @ G @ below[i].mT - eta * layers[i])
-        above = above @ layers[i]
-    return torch.cat(velocity, dim=-1)
-
-
 def feature(
     lam: Tensor,
     variance: Tensor | float,
@@ -213,10 +216,12 @@ def feature(
     eps: Tensor | float = 0.0,
     signal: Tensor | float = 1.0,
     tau: Tensor | float = 1.0,
+    convention: str = "views",
 ) -> Tensor:
-    """The flow of one feature: dλ/dt = λ (-(x + σ²) q² + tau x q - eta), q = ((x + σ²) λ²)^alpha + eps.
+    """The flow of one feature: dλ/dt = λ (-(x + σ²) q² + tau x q - eta), q = (s λ²)^alpha + eps.
 
-    What `directset` becomes when W, X and X' share their eigenvectors; W_a = tau W.
+    What `directset` becomes when W, X and X' share their eigenvectors; W_a = tau W. The predictor
+    copies s = x + σ², or s = x in the paper's convention: there q = |λ|^(2 alpha) with x = 1.
 
     Args:
         lam: λ, the weights of the features; every argument broadcasts against it.
@@ -226,6 +231,7 @@ def feature(
         eps: regularizer of the predictor.
         signal: x, variance over the data (1 in the paper).
         tau: scale of the target.
+        convention: "views" (s = x + σ²) or "data" (s = x).
 
     Returns:
         Velocity, shaped as `lam`.
@@ -234,28 +240,5 @@ def feature(
     [-6.1]
     """
     c = signal + variance
-    q = (c * lam.square()) ** alpha + eps
+    q = (copied(c, signal, convention) * lam.square()) ** alpha + eps
     return lam * (tau * signal * q - c * q.square() - eta)
-
-
-def deep_feature(w: Tensor, variance: Tensor | float, eta: Tensor | float, depth: int) -> Tensor:
-    """The flow of one feature in `deep` with balanced layers, each of weight w, under DirectCopy.
-
-    dw/dt = w (w^(2L-2) (q - c q²) - eta) with λ = w^L and q = c λ².
-
-    Args:
-        w: weight of every layer.
-        variance: σ²; broadcasts against w.
-        eta: weight decay of every layer.
-        depth: L.
-
-    Returns:
-        Velocity, shaped as `w`.
-
-    >>> w = torch.tensor([0.9], dtype=torch.float64)
-    >>> torch.equal(deep_feature(w, 1.0, 0.1, depth=1), feature(w, 1.0, 0.1))
-    True
-    """
-    c = 1 + variance
-    q = c * w.pow(2 * depth)
-    return w * (w.pow(2 * depth - 2) * (q - c * q.square()) - eta)

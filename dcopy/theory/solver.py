@@ -88,12 +88,7 @@ def limit(
 ) -> Tensor:
     """Where the flow comes to rest: `integrate` until no cell moves any more, to about 1e-9.
 
-    Args:
-        field: see `integrate`.
-        start: see `integrate`.
-        args: see `integrate`.
-        state_dims: see `integrate`.
-        **options: further options of `integrate`.
+    Args: as `integrate`, with its further options; without `times`.
 
     Returns:
         (*grid, *state), the resting states.
@@ -111,11 +106,7 @@ def survives(
 ) -> Tensor:
     """Whether the flow comes to rest away from 0; looser tolerances than `limit`, as a verdict needs.
 
-    Args:
-        field: see `integrate`.
-        start: see `integrate`.
-        args: see `integrate`.
-        state_dims: see `integrate`.
+    Args: as `limit`.
 
     Returns:
         (*grid,), bool.
@@ -132,7 +123,7 @@ def _per_cell(arg, grid, N):
     if not isinstance(arg, Tensor):
         return arg
     tail = arg.shape[len(grid) :]
-    return arg.expand(*grid, *tail).reshape(N, *tail)
+    return arg.expand((*grid, *tail)).reshape(N, *tail)  # a grid without dimensions is one cell
 
 
 def _largest(y: Tensor) -> Tensor:

@@ -118,18 +118,21 @@ def test_a_cell_does_not_depend_on_its_neighbours():
             torch.testing.assert_close(together[:, i, j], alone[:, 0], rtol=1e-12, atol=1e-14)
 
 
-def test_features_of_a_diagonal_network_follow_the_reduced_equation():
+@pytest.mark.parametrize("convention", theory.CONVENTIONS)
+def test_features_of_a_diagonal_network_follow_the_reduced_equation(convention):
     variances = torch.tensor([0.0, 0.5, 1.0, 4.0], dtype=torch.float64)
     signal = torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64)
     lam = gaussian(D).abs()
     auto, cross = torch.diag(signal + variances), torch.diag(signal)
     for alpha, eps in ((0.5, 0.0), (1.0, 0.2), (2.0, 0.1)):
-        whole = theory.directset(torch.diag(lam), auto, cross, 0.1, eps, alpha=alpha)
-        reduced = theory.feature(lam, variances, 0.1, alpha, eps, signal)
+        options = {"alpha": alpha, "eps": eps, "convention": convention}
+        whole = theory.directset(torch.diag(lam), auto, cross, 0.1, **options)
+        reduced = theory.feature(lam, variances, 0.1, signal=signal, **options)
         torch.testing.assert_close(whole, torch.diag(reduced), rtol=1e-12, atol=1e-12)
     layers = torch.cat([torch.diag(lam)] * 3, -1)
-    whole = theory.deep(layers, torch.diag(1 + variances), torch.eye(D).double(), 0.1, depth=3)
-    reduced = theory.deep_feature(lam, variances, 0.1, depth=3)
+    options = {"depth": 3, "convention": convention}
+    whole = theory.deep(layers, torch.diag(1 + variances), torch.eye(D).double(), 0.1, **options)
+    reduced = theory.deep_feature(lam, variances, 0.1, **options)
     torch.testing.assert_close(whole[:, :D], torch.diag(reduced), rtol=1e-12, atol=1e-12)
 
 
@@ -143,13 +146,28 @@ def test_directset_with_half_power_squares_back_to_f():
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("eps", [0.0, 0.1])
-def test_fixed_points_are_zeros_of_the_velocity(alpha, eps):
+@pytest.mark.parametrize("convention", theory.CONVENTIONS)
+def test_fixed_points_are_zeros_of_the_velocity(alpha, eps, convention):
     signal, variance, eta, tau = 1.3, 0.7, 0.12, 0.9
     for q in theory.fixed_points(eta, variance, signal, tau):
-        lam = theory.weight(q, variance, alpha, eps, signal)
+        lam = theory.weight(q, variance, alpha, eps, signal, convention)
         if q > eps:  # no weight has an eigenvalue below eps
             assert lam > 0
-            assert theory.feature(lam, variance, eta, alpha, eps, signal, tau).abs() < 1e-14
+            assert theory.feature(lam, variance, eta, alpha, eps, signal, tau, convention).abs() < 1e-14
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_the_paper_has_the_correlation_of_the_data_and_the_algorithm_that_of_the_views(alpha):
+    lam_B, sigma2, eta = 0.6, 0.7, 0.05
+    eye = torch.eye(2, dtype=torch.float64)
+    W, auto = (torch.diag(torch.tensor(v, dtype=torch.float64)) for v in ([0.9, lam_B], [1.0, 1 + sigma2]))
+    paper = lam_B * (-(1 + sigma2) * abs(lam_B) ** (4 * alpha) + abs(lam_B) ** (2 * alpha) - eta)
+    dW = theory.directset(W, auto, eye, eta, alpha=alpha, convention="data")
+    assert dW[1, 1].item() == pytest.approx(paper, rel=1e-12)
+    views = theory.directset(W, auto, eye, eta, alpha=alpha)
+    q = ((1 + sigma2) * lam_B**2) ** alpha
+    assert views[1, 1].item() == pytest.approx(lam_B * (-(1 + sigma2) * q**2 + q - eta), rel=1e-12)
+    torch.testing.assert_close(views[0], dW[0])  # on S they are the same
 
 
 def test_final_weight_knows_every_fate():
@@ -166,6 +184,13 @@ def test_final_weight_knows_every_fate():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            partial(theory.weight, 0.5, 1.0, convention="both"),
+            "convention='both' is not allowed.*views.*data",
+        ),
+        (partial(theory.theorem_1, 0.25, 1.0), "eta=0.25 is not below 1/4"),
+        (partial(theory.theorem_1, 0.125, 1.0), "eta=0.125 is not above"),
+        (partial(theory.theorem_1, 0.24, 1.0, alpha=0.5, delta=0.4), "delta=0.4 is not above 0.4"),
         (partial(check, eta=-0.1), "eta=-0.1 is not allowed.*grow without bound"),
         (partial(check, variance=[0.0, -2.0]), "variance=-2.0 is not allowed.*positive semi-definite"),
         (partial(check, alpha=0.0), "alpha=0.0 is not allowed.*collapses"),
@@ -211,9 +236,9 @@ def test_a_solution_that_blows_up_is_reported():
 def test_the_path_behind_the_sliders_is_the_integrated_one(eta, eps):
     variances = torch.tensor([0.0, 1.0], dtype=torch.float64)
     ends = theory.final_weight(0.8, eta, variances, eps=eps)
-    times, weights = path(0.8, ends, variances, eta, 1.0, eps)
+    times, weights = path(0.8, ends, variances, eta, 1.0, eps, "views")
     start = torch.full_like(variances, 0.8)
-    for i in (300, 600, 900):  # late points lie close to the end
+    for i in range(1000, len(times), 1000):  # late points lie close to the end
         for j in (0, 1):
             args = (variances[j : j + 1], eta, 1.0, eps)
             exact = theory.integrate(theory.feature, start[:1], [times[i, j].item()], args, state_dims=0)
@@ -226,15 +251,16 @@ def test_the_path_behind_the_sliders_is_the_integrated_one(eta, eps):
         ({}, "as Theorem 1"),
         ({"eta": 0.1}, "both are kept"),
         ({"eta": 0.26}, "above 1/4"),
-        ({"eps": 0.8}, "above q"),
+        ({"eps": 0.8}, "eps is not below q"),
         ({"delta": 0.2}, "basin of 0"),
+        ({"convention": "data"}, "as Theorem 1"),
     ],
 )
 def test_sliders_redraw_the_picture_and_its_verdict(values, words):
     explorer = Explorer()
     before = explorer.png
     box = explorer.widget()
-    sliders = dict(zip(SLIDERS, box.children[0].children, strict=True))
+    sliders = dict(zip([*SLIDERS, "convention"], box.children[0].children, strict=True))
     for name, value in values.items():
         sliders[name].value = value
     assert words in explorer.title.get_text()

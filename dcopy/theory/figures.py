@@ -54,7 +54,7 @@ def phase_line(eta: float, variances: tuple[float, ...]) -> Figure:
 
 def trajectories(data: dict) -> Figure:
     """Weights of the features of one network against time in both conventions, limits dashed (claim 2)."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.9), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     labels = [f"σ² = {v:g}" for v in data["variances"]]
     colors = shades(len(labels))
     for ax, (convention, title) in zip(axes, TITLES.items(), strict=True):
@@ -74,7 +74,7 @@ def trajectories(data: dict) -> Figure:
 def phase_diagrams(data: dict) -> Figure:
     """Final weight over (eta, σ²) for three powers alpha, a row a convention, with the edge (claim 12)."""
     weights = data["weights"]
-    size = {"figsize": (3.6 * len(weights), 6.6), "sharex": True, "sharey": True}
+    size = {"figsize": (2.9 * len(weights), 5.2), "sharex": True, "sharey": True}
     figure, grid = plt.subplots(len(TITLES), len(weights), **size)
     eta, variance = data["eta"].cpu(), data["variance"].cpu()
     fine = torch.linspace(0, variance[-1], 200, dtype=torch.float64)

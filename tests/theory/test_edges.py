@@ -189,8 +189,8 @@ def test_the_picture_says_where_its_axis_is_too_short():
     assert 0.003 < left < 0.03  # about 0.01: the time shown is a whole number, and a unit is a factor of 7
 
 
-@pytest.mark.parametrize(("eps", "edge"), [(0.1, 0.0), (0.9, torch.inf)])
-def test_an_eps_typed_in_decimals_is_on_the_fixed_point_that_it_names(eps, edge):
-    q = theory.fixed_points(0.09, 0.0)  # 0.1 and 0.9 up to rounding, which a large alpha blows up
-    assert eps not in [value.item() for value in q]
-    assert (theory.critical_start(0.09, 0.0, torch.tensor(ALPHAS), eps) == edge).all()
+@pytest.mark.parametrize(("eta", "eps", "edge"), [(0.09, 0.1, 0.0), (0.24, 0.6, torch.inf)])
+def test_an_eps_typed_in_decimals_is_on_the_fixed_point_that_it_names(eta, eps, edge):
+    roots = torch.stack(theory.fixed_points(eta, 0.0))  # eps up to rounding, which a large alpha blows up
+    assert 0 < (roots - eps).abs().min() < 1e-15
+    assert (theory.critical_start(eta, 0.0, torch.tensor(ALPHAS), eps) == edge).all()

@@ -16,7 +16,7 @@ from dcopy import data, results
 from dcopy.bench import bench
 from dcopy.config import TrainConfig
 from dcopy.evaluation import evaluate
-from dcopy.training.interrupt import EXIT_CODES, Interrupted
+from dcopy.training.interrupt import TRY_AGAIN, Interrupted
 from dcopy.training.loop import pretrain
 from dcopy.workflow.presets import PAPER_METHODS
 
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
             probe(finished, images, folder, left, 0 if overrides else PROBE_SECONDS)
     except (OutOfTime, Interrupted) as stop:
         print(stop or "Out of time; the same command goes on.")
-        return getattr(stop, "exit_code", EXIT_CODES["stop_after"])
+        return getattr(stop, "exit_code", TRY_AGAIN)
     print("All is done.")
     return 0
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import getpass
 import os
+import signal
 import stat
 import tempfile
 from pathlib import Path
@@ -29,6 +30,8 @@ PLACES = {
     "TRITON_CACHE_DIR": ".triton/cache",
     "CUDA_CACHE_PATH": ".nv/ComputeCache",
 }
+# What asks a process to stop: Ctrl-C, `kill`, a closed terminal, batch systems before a time limit.
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 WAYS_OUT = {
     errno.ENOSPC: "make room, then the same command goes on",
     errno.EDQUOT: "make room, then the same command goes on",
@@ -145,6 +148,16 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cg
                         quota, period = map(int, words)
                         found += [quota / period] if quota > 0 else []
     return min(found)
+
+
+def on_signals(handler) -> dict:
+    """Let `handler` have the SIGNALS, but a SIGHUP that `nohup` ignores; returns the handlers before."""
+    before = {}
+    for name in SIGNALS:
+        number = getattr(signal, name, None)  # Windows lacks most
+        if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+            before[number] = signal.signal(number, handler)
+    return before
 
 
 def explain(error: BaseException) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 
-EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138, "stop_after": 75}  # 75: try again
+from .. import machine
+
+TRY_AGAIN = 75  # exit code after `stop_after`
 
 
 class Interrupted(KeyboardInterrupt):
@@ -13,11 +15,11 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, reason: str, where: str, folder):
         super().__init__(f"stopped by {reason} {where}; saved in {folder}, the same command continues")
-        self.exit_code = EXIT_CODES[reason]
+        self.exit_code = TRY_AGAIN if reason == "stop_after" else 128 + signal.Signals[reason]
 
 
 class StopSignals:
-    """While entered, SIGINT, SIGTERM and SIGUSR1 are noted in `received` instead of acted upon.
+    """While entered, `machine.SIGNALS` are noted in `received` instead of acted upon.
 
     A second SIGINT acts as usual. Outside the main thread, where Python allows no handlers,
     nothing is changed.
@@ -29,10 +31,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-                if hasattr(signal, name):  # Windows has no SIGUSR1
-                    number = getattr(signal, name)
-                    self._previous[number] = signal.signal(number, self._note)
+            self._previous = machine.on_signals(self._note)
         return self
 
     def _note(self, number: int, frame) -> None:

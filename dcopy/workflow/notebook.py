@@ -14,8 +14,10 @@ import contextlib
 import logging
 import os
 import random
+import re
 import select
 import signal
+import socket
 import stat
 import sys
 import tempfile
@@ -28,7 +30,7 @@ import zmq
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
-from .. import results
+from .. import machine, results
 from . import plan
 
 # nbformat brings jsonschema, which would spend a second of every notebook on building a parser for
@@ -39,9 +41,10 @@ import nbformat  # noqa: E402
 import papermill  # noqa: E402
 from nbclient.exceptions import DeadKernelError  # noqa: E402
 
-START_SECONDS = 120  # for a kernel to answer; a cell may take as long as it likes
+START_SECONDS = 100  # for a kernel to answer, all attempts; a cell may take as long as it likes
 STOP_SECONDS = 60  # for a cell to save its state after Ctrl-C
 STARTS = 3  # attempts, as long as no cell has run
+AGAIN_SECONDS = 0.5  # between two signals that are not one, sent to a process and to all of them
 
 
 class Failure(Exception):
@@ -49,52 +52,78 @@ class Failure(Exception):
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM, once the notebook has come to a halt."""
+    """By the signal of this number, once the notebook has come to a halt."""
+
+
+def socket_folder() -> tempfile.TemporaryDirectory | None:
+    """A folder of its own in which sockets can be made: with a short, plain path, on a local disk."""
+    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):
+        if not re.fullmatch(r"[\w/.+-]+", place, re.ASCII):
+            continue
+        with contextlib.suppress(OSError):
+            folder = tempfile.TemporaryDirectory(prefix="dcopy-", dir=place)
+            with socket.socket(socket.AF_UNIX) as trial:
+                trial.bind(f"{folder.name}/kernel-ipc-1000")  # too long a path is an OSError
+            return folder
+    return None
 
 
 class Kernel(AsyncKernelManager):
     """A kernel of this interpreter, whatever kernel the notebook names.
 
-    It listens on sockets in a folder of its own: with TCP, two notebooks that start at the same
-    moment may be given the same port.
+    It listens on sockets in a folder of its own, where there can be some: with TCP, two notebooks
+    that start at the same moment may be given the same port.
     """
 
     latest: Kernel | None = None  # papermill makes the manager itself; this is how we meet it
 
     def __init__(self, **options):
-        self.folder = tempfile.TemporaryDirectory(prefix="dcopy-")  # a short path: sockets need one
-        if os.name == "posix":
-            options |= {"transport": "ipc", "connection_file": f"{self.folder.name}/kernel.json"}
+        self.sockets = socket_folder()
+        self.folder = self.sockets or tempfile.TemporaryDirectory(prefix="dcopy-")
+        options["connection_file"] = f"{self.folder.name}/kernel.json"
+        if self.sockets:
+            options["transport"] = "ipc"
         super().__init__(**options)
         Kernel.latest = self
 
     @property
     def kernel_spec(self) -> KernelSpec:
+        """Without the user's start-up files and history: what a notebook gives depends on it alone."""
         options = ["-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=[sys.executable, *options], display_name="Python 3", language="python")
+        argv = [sys.executable, *options, "--HistoryManager.enabled=False"]
+        own = {"IPYTHONDIR": self.folder.name, "PYTHONSTARTUP": ""}
+        return KernelSpec(argv=argv, env=own, display_name="Python 3", language="python")
 
 
 class Watch:
     """How far the notebook is, and whether it shall stop."""
 
     def __init__(self):
-        self.process, self.cells, self.stopping = None, 0, False
+        self.process, self.cells = None, 0
+        self.stopping = 0  # the number of the signal
+        self.interrupted = 0.0  # when SIGINT came first
 
     def before_cell(self, cell, cell_index) -> None:
         if self.stopping:  # the signal came between two cells, where a kernel ignores it
-            raise Stopped
+            raise Stopped(self.stopping)
         self.process = Kernel.latest.provisioner.process
         self.cells += 1
 
     def on_signal(self, number, frame) -> None:
-        """First pass the wish on to the cell, so that training can save its state; then insist."""
-        again, self.stopping = self.stopping, True
+        """Pass the wish on to the cell, so that training can save its state; a second Ctrl-C insists."""
+        now, first = time.monotonic(), not self.stopping
+        self.stopping = self.stopping or number
         if self.process is None:  # no cell has run: nothing to save
             raise KeyboardInterrupt
-        self.process.send_signal(signal.SIGKILL if again else signal.SIGINT)
-        insist = threading.Timer(STOP_SECONDS, self.process.kill)
-        insist.daemon = True
-        insist.start()
+        if number == signal.SIGINT and self.interrupted and now - self.interrupted > AGAIN_SECONDS:
+            self.process.kill()
+        elif number == signal.SIGINT:
+            self.interrupted = self.interrupted or now
+        if first:
+            self.process.send_signal(signal.SIGINT)
+            insist = threading.Timer(STOP_SECONDS, self.process.kill)
+            insist.daemon = True
+            insist.start()
 
     def cause_of_death(self) -> str:
         code = self.process.poll() if self.process else None
@@ -114,7 +143,7 @@ class Lines:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             line = line.rstrip("\r").rpartition("\r")[2]  # of a bar that redraws itself, the last state
-            print(line, file=self.log, flush=True)
+            note(self.log, line)
             if self.label:
                 say(self.label, line)
 
@@ -124,6 +153,11 @@ class Lines:
     def close(self) -> None:
         if self.rest:
             self.write("\n")
+
+
+def note(log, line: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk: the terminal has the line, and results raise
+        log.write(f"{line}\n".encode("utf-8", "backslashreplace"))
 
 
 def say(label: str, line: str) -> None:
@@ -161,14 +195,14 @@ def run(notebook: Path, results_dir: str, parameters: dict, name: str, label: st
     for path in (Path(job.marker), final, Path(job.log)):
         path.parent.mkdir(parents=True, exist_ok=True)
     Path(job.marker).unlink(missing_ok=True)
-    with open(job.log, "w", encoding="utf-8") as log:
+    with open(job.log, "wb", buffering=0) as log:
         say(label, "starts")
         try:
             with contextlib.closing(Lines(log, label)) as stdout, contextlib.closing(Lines(log)) as stderr:
                 executed = _execute(notebook, running, parameters, stdout, stderr)
             seconds = round(time.monotonic() - started, 1)
-            _keep(job, executed, final, seconds)
-            running.unlink()
+            _keep(job, notebook, executed, final, seconds)
+            running.unlink(missing_ok=True)
             failed.unlink(missing_ok=True)
         except (Failure, Stopped) as error:
             if running.exists():
@@ -176,29 +210,57 @@ def run(notebook: Path, results_dir: str, parameters: dict, name: str, label: st
             if isinstance(error, Failure):
                 final.unlink(missing_ok=True)  # of an earlier run, which this one no longer confirms
             last = "stopped" if isinstance(error, Stopped) else f"failed {error}"
-            print(last, file=log)
+            note(log, last)
             say(label, last)
             raise
-        print(f"finished in {seconds} s", file=log)
+        note(log, f"finished in {seconds} s")
         say(label, f"finished in {seconds} s")
+
+
+class Files:
+    """The notebook's files as papermill sees them: their names mean nothing to it.
+
+    A path of its own may hold braces, which it would fill in, or bytes that are not UTF-8.
+    """
+
+    SOURCE, RUNNING = "dcopy:source.ipynb", "dcopy:running.ipynb"
+
+    def __init__(self, source: Path, running: Path):
+        self.source, self.running = source, running
+        papermill.iorw.papermill_io.register("dcopy:", self)
+
+    def read(self, path: str) -> str:
+        return self.source.read_text(encoding="utf-8")
+
+    def write(self, text: str, path: str) -> None:
+        self.running.write_text(storable(text), encoding="utf-8")
+
+    def pretty_path(self, path: str) -> str:
+        return path
+
+
+def storable(text: str) -> str:
+    r"""JSON with bytes of file names that are not UTF-8 escaped, as \udce9, which reads back as it was."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _execute(notebook: Path, output: Path, parameters: dict, stdout: Lines, stderr: Lines):
     """The executed notebook, or Failure or Stopped. A kernel that does not start gets another chance."""
     watch = Watch()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, watch.on_signal)
+    machine.on_signals(watch.on_signal)
+    Files(notebook, output)
+    deadline = time.monotonic() + START_SECONDS
     threading.Thread(target=stop_when_unread, daemon=True).start()
     for attempt in range(1, STARTS + 1):
         try:
             return papermill.execute_notebook(
-                notebook,
-                output,
+                Files.SOURCE,
+                Files.RUNNING,
                 parameters,
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
-                start_timeout=START_SECONDS,
+                start_timeout=max(5, int(deadline - time.monotonic())),
                 stdout_file=stdout,
                 stderr_file=stderr,
                 kernel_manager_class=Kernel,
@@ -207,35 +269,35 @@ def _execute(notebook: Path, output: Path, parameters: dict, stdout: Lines, stde
             )
         except papermill.PapermillExecutionError as error:
             if watch.stopping:
-                raise Stopped from None
+                raise Stopped(watch.stopping) from None
             reason = next(iter(error.evalue.strip().splitlines()), "")
             raise Failure(f"in cell [{error.exec_count}]: {error.ename}: {reason}") from None
         except (KeyboardInterrupt, Stopped):
-            raise Stopped from None
+            raise Stopped(watch.stopping or signal.SIGINT) from None
         except (RuntimeError, OSError, zmq.ZMQError) as error:
             if watch.stopping:
-                raise Stopped from None
+                raise Stopped(watch.stopping) from None
+            reason = machine.explain(error)
             if isinstance(error, DeadKernelError):
-                error = f"the kernel died ({watch.cause_of_death()})"
+                reason = f"the kernel died ({watch.cause_of_death()})"
             if watch.cells:
-                raise Failure(f"in cell [{watch.cells}]: {error}") from None
-            if attempt == STARTS:
-                raise Failure(f"because no kernel starts: {error}") from None
+                raise Failure(f"in cell [{watch.cells}]: {reason}") from None
+            if attempt == STARTS or time.monotonic() > deadline - 10:
+                raise Failure(f"because no kernel starts: {reason}") from None
             time.sleep(random.uniform(1, 3))
 
 
-def _keep(job: plan.Job, executed, final: Path, seconds: float) -> None:
+def _keep(job: plan.Job, notebook: Path, executed, final: Path, seconds: float) -> None:
     """Write the executed notebook, and last of all the marker."""
-    executed.metadata.papermill["output_path"] = str(final)
+    executed.metadata.papermill |= {"input_path": str(notebook), "output_path": str(final)}
     record = {"notebook": job.notebook, "parameters": job.parameters, "seconds": seconds}
     record["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record["commit"] = results.commit()
     try:
-        with results.atomic(final) as temporary:
-            nbformat.write(executed, temporary)
+        results.write_text(final, storable(nbformat.writes(executed)) + "\n")
         results.write_json(job.marker, record)
     except OSError as error:
-        raise Failure(f"in writing its results: {error}") from None
+        raise Failure(f"in writing its results: {machine.explain(error)}") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -265,12 +327,16 @@ def main(arguments: list[str] | None = None) -> int:
     # from where the project is, so that no path in the executed copy depends on the caller
     os.chdir(results.project_root())
     name = given.name or notebook.stem
+    label = given.label or name
     try:
-        run(Path(os.path.relpath(notebook)), given.results_dir, parameters, name, given.label or name)
+        run(Path(os.path.relpath(notebook)), given.results_dir, parameters, name, label)
     except Failure:
         return 1
-    except Stopped:
-        return 130
+    except Stopped as stopped:
+        return 128 + stopped.args[0]
+    except OSError as error:  # before its first cell, or in clearing up
+        say(label, f"failed: {machine.explain(error)}")
+        return 1
     return 0
 
 

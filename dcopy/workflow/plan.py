@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
+import re
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,24 +31,35 @@ class Job:
     parameters: dict  # values for the names in the notebook's parameters cell
     label: str  # the name in short, for the terminal
     results_dir: str
-    after: str | None = None  # marker of the job with fewer epochs of the same runs, which it goes on from
+    after: str | None = None  # `done` of the job with fewer epochs of the same runs, which it goes on from
+
+    @property
+    def done(self) -> str:
+        """The file that says that this job is finished, in the folder of results, where Snakemake works.
+
+        It is not in git, so a fresh clone runs everything.
+        """
+        return f".done/{self.name}.json"
 
     @property
     def marker(self) -> str:
-        """The file that says that this job is finished; not in git, so a fresh clone runs everything."""
-        return f"{self.results_dir}/.done/{self.name}.json"
+        return f"{self.results_dir}/{self.done}"
 
     @property
     def log(self) -> str:
         return f"{self.results_dir}/logs/{self.name}.log"
 
     def arguments(self) -> list[str]:
-        """What to call `python -m dcopy.workflow.notebook NOTEBOOK` with."""
-        found = ["--results-dir", self.results_dir, "--name", self.name, "--label", self.label]
+        """What to call `python -m dcopy.workflow.notebook --results-dir FOLDER` with."""
+        found = [f"notebooks/{self.notebook}.ipynb", "--name", self.name, "--label", self.label]
         for name, value in self.parameters.items():
             if name != "results_dir":
                 found += ["-p", f"{name}={value}"]
         return found
+
+    def content(self) -> str:
+        """A digest of the notebook, so that the job runs again when it has changed."""
+        return hashlib.sha256(Path(ROOT, "notebooks", f"{self.notebook}.ipynb").read_bytes()).hexdigest()
 
 
 def jobs(preset_name: str, options: list[str], results_dir: str) -> list[Job]:
@@ -70,7 +84,7 @@ def jobs(preset_name: str, options: list[str], results_dir: str) -> list[Job]:
     pretraining, probing = {}, []  # the former by variant
     for variant, group in itertools.groupby(runs, key=lambda run: dataclasses.replace(run, seed=0)):
         own = list(group)  # the same but for the seed: one kernel for all of them
-        names = variant.name.replace("-seed0-", "-"), f"{variant.method}-{variant.hash[:6]}"
+        names = _plain(variant), f"{variant.method}-{variant.hash[:6]}"
         fields = {name: value for name, value in variant.to_dict().items() if name != "seed"}
         pretraining[variant] = job("03_pretrain", fields | {"seeds": [run.seed for run in own]}, *names)
         probing.append(job("04_linear_probe", {"runs": [run.name for run in own]}, *names))
@@ -78,12 +92,37 @@ def jobs(preset_name: str, options: list[str], results_dir: str) -> list[Job]:
         fewer = [other for other in pretraining if other.epochs < variant.epochs]
         fewer = [other for other in fewer if dataclasses.replace(other, epochs=variant.epochs) == variant]
         first = max(fewer, key=lambda other: other.epochs, default=None)
-        found.append(dataclasses.replace(own, after=first and pretraining[first].marker))
+        found.append(dataclasses.replace(own, after=first and pretraining[first].done))
     found += probing
     for notebook in ("05_paper_tables", "06_ablations"):  # read what all runs left
         if notebook in preset.notebooks:
             found.append(job(notebook, {"runs": [run.name for run in runs]}))
     return found
+
+
+def _plain(variant) -> str:
+    """The variant as a part of file names that Snakemake takes: of a folder of photos, no name it may not."""
+    name = variant.name.replace("-seed0-", "-")
+    plain = re.fullmatch(r"[\w.+-]{1,150}", name)
+    return name if plain else f"folder-{variant.method}-{variant.hash}"
+
+
+def pack(words: list[str]) -> str:
+    """Words as one that means nothing to Snakemake's --config, which reads YAML.
+
+    >>> pack(["dataset=folder:/my photos #1", "seeds=2"])
+    'dataset=folder:/my%20photos%20%231 seeds=2'
+    """
+    return " ".join(urllib.parse.quote(os.fsencode(word), safe="=:/,.+-_") for word in words)
+
+
+def unpack(text: str | None) -> list[str]:
+    return [os.fsdecode(urllib.parse.unquote_to_bytes(word)) for word in (text or "").split()]
+
+
+def shortest(path: Path) -> str:
+    """Relative where it is in the checkout, so that executed notebooks name nobody's home."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 @dataclass(frozen=True)

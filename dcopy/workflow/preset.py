@@ -7,7 +7,6 @@ This is the command behind run_all.sh and takes the same words, as in
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -28,7 +27,7 @@ complain = partial(print, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 1 where something failed, 2 for a wrong word, 130 when stopped."""
+    """Exit code: 0, 1 where something failed, 2 for a wrong word, 128 + its number for a signal."""
     given = parse(arguments)
     if given.list:
         width = max(map(len, presets.PRESETS))
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"{name:{width}}  {preset.summary}")
         return 0
     os.chdir(plan.ROOT)
-    folder = shortest(results.resolve(given.results) / given.preset)
+    folder = Path(plan.shortest(results.resolve(given.results) / given.preset))
     try:
         jobs = plan.jobs(given.preset, given.options, str(folder))
         for job in jobs:
@@ -46,8 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if given.check:
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM):  # the former is ignored in a script's background job
-        signal.signal(number, signal.default_int_handler)
+    machine.on_signals(stop_at_once)
     try:
         if given.dry_run:
             return dry_run(given, jobs, folder)
@@ -55,10 +53,23 @@ def main(arguments: list[str] | None = None) -> int:
         with results.locked(folder):
             return run(given, jobs, folder)
     except (OSError, ValueError) as error:
-        complain(error)
+        complain(machine.explain(error))
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        say(f"Stopped by {name}; what was trained is saved. The same command goes on from here.")
+        return 128 + stopped.number
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked for it; what was under way is saved."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+def stop_at_once(number: int, frame) -> None:
+    raise Stopped(number)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -88,11 +99,6 @@ def default_jobs() -> int:
     return 1 if gpu or machine.cores() == 1 else 2
 
 
-def shortest(path: Path) -> Path:
-    """Relative where it is in the working directory, so that executed notebooks name nobody's home."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 def check_writable(folder: Path) -> None:
     """Raises OSError before any work is done, rather than after hours of it."""
     try:
@@ -101,7 +107,8 @@ def check_writable(folder: Path) -> None:
             with tempfile.TemporaryFile(dir=part):
                 pass
     except OSError as error:
-        message = f"cannot write to {folder}: {error.strerror}; --results DIR chooses another place"
+        where = f"cannot write to {machine.explain(ValueError(folder))}: {error.strerror}"
+        message = f"{where}; --results DIR chooses another place"
         raise OSError(message) from None
 
 
@@ -121,9 +128,8 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
         code = follow(
             [*snakemake(given, folder), "--keep-going", "--scheduler", "greedy"], jobs, folder, started
         )
-    if code != 130:
-        report(jobs, folder, started)
-    if code == 1:
+    report(jobs, folder, started)
+    if code:
         report_failures(jobs, folder, started)
     return code
 
@@ -136,23 +142,33 @@ def threads(given: argparse.Namespace) -> int:
 
 def snakemake(given: argparse.Namespace, folder: Path) -> list[str]:
     """The command; Snakemake hands each job its threads as OMP_NUM_THREADS."""
-    config = {"preset": given.preset, "options": json.dumps(given.options), "results_dir": folder}
-    config["threads"] = threads(given)
+    config = {"preset": given.preset, "options": plan.pack(given.options), "threads": threads(given)}
+    config["results_dir"] = plan.pack([str(folder)])
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]
+    command += ["--snakefile", plan.ROOT / "Snakefile", "--directory", folder]
     command += ["--rerun-triggers", *TRIGGERS, "--cores", str(threads(given) * given.jobs)]
     return [*command, "--config", *(f"{name}={value}" for name, value in config.items())]
 
 
 def unfinished(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> list[plan.Job]:
     """The jobs that Snakemake would run."""
-    answer = subprocess.run([*snakemake(given, folder), "--summary"], capture_output=True, text=True)
-    if answer.returncode:
-        raise OSError(f"Snakemake refuses the plan:\n{answer.stderr.strip()}")
-    rows = [line.split("\t") for line in answer.stdout.splitlines()]  # first the file, last the verdict
-    pending = {row[0] for row in rows if row[-1] == "update pending"}
-    todo = [job for job in jobs if job.marker in pending]
+    pending = {job.done for job in jobs}
+    if folder.exists():
+        command = [*snakemake(given, folder), "--summary"]
+        answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=utf8())
+        if answer.returncode:
+            reason = (answer.stderr.split("\n\n")[0].strip() or "no reason given").splitlines()[-1]
+            raise ValueError(f"Snakemake refuses the plan in {folder}: {reason}")
+        rows = [line.split("\t") for line in answer.stdout.splitlines()]  # first the file, last the verdict
+        pending = {row[0] for row in rows if row[-1] == "update pending"}
+    todo = [job for job in jobs if job.done in pending]
     say(f"{given.preset}: {len(jobs)} notebooks to execute, {len(jobs) - len(todo)} of them done before")
     return todo
+
+
+def utf8() -> dict[str, str]:
+    """The environment of children, which speak UTF-8 to us whatever the terminal does."""
+    return os.environ | {"PYTHONUTF8": "1"}
 
 
 def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: float) -> int:
@@ -162,7 +178,16 @@ def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: floa
     as Ctrl-C, and from the runners on to their kernels, which save what they have.
     """
     chatter = folder / "logs" / "snakemake.log"
-    stopped = False
+    received = []
+
+    def stop(number, frame):
+        received.append(number)
+        os.killpg(process.pid, signal.SIGINT)
+
+    def deaf():  # where a batch system signals every process, Snakemake waits for our Ctrl-C
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+
     with open(chatter, "w", encoding="utf-8") as log:
         process = subprocess.Popen(
             command,
@@ -171,25 +196,17 @@ def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: floa
             stderr=log,
             encoding="utf-8",
             errors="replace",
-            env=os.environ | {"PYTHONUTF8": "1"},
+            env=utf8(),
             start_new_session=True,
+            preexec_fn=deaf,
         )
-
-        def stop(number, frame):
-            nonlocal stopped
-            stopped = True
-            os.killpg(process.pid, signal.SIGINT)
-
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                signal.signal(number, stop)
+        machine.on_signals(stop)
         for line in process.stdout:
             done = sum(Path(job.marker).exists() for job in jobs)
             say(f"[{done}/{len(jobs)} {clock(time.time() - started)}] {line}", end="")
         code = process.wait()
-    if stopped:
-        say("Stopped. The same command goes on from here.")
-        return 130
+    if received:
+        raise Stopped(received[0])
     return int(code != 0)
 
 

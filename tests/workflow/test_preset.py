@@ -99,7 +99,7 @@ def test_no_two_jobs_share_a_file_or_a_label(preset):
 
 def test_more_epochs_wait_for_fewer_of_the_same_runs_whose_jobs_keep_their_names():
     several = plan.jobs("cifar10", ["epochs=500,100,300", "seeds=1"], "r")
-    trained = {job.marker: job for job in several if job.notebook == "03_pretrain"}
+    trained = {job.done: job for job in several if job.notebook == "03_pretrain"}
     for job in trained.values():
         fewer = {100: None, 300: 100, 500: 300}[job.parameters["epochs"]]
         before = trained[job.after].parameters if job.after else None
@@ -315,7 +315,10 @@ def test_a_read_only_results_folder_is_one_line_before_any_work(project):
     assert output.startswith("cannot write to results/smoke: Permission denied; --results DIR")
 
 
-@pytest.mark.parametrize(("number", "as_background_job"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+@pytest.mark.parametrize(
+    ("number", "as_background_job"),
+    [(signal.SIGINT, False), (signal.SIGTERM, True), (signal.SIGUSR1, False), (signal.SIGHUP, False)],
+)
 def test_a_signal_lets_training_save_and_the_next_start_goes_on(project, number, as_background_job):
     def ignore():  # what a shell does to the background jobs of a script
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -323,8 +326,9 @@ def test_a_signal_lets_training_save_and_the_next_start_goes_on(project, number,
     process = start_long(project, preexec_fn=ignore if as_background_job else None)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Stopped. The same command goes on from here.\n" in output
+    assert process.returncode == 128 + number
+    line = f"Stopped by {number.name}; what was trained is saved. The same command goes on from here.\n"
+    assert output.endswith(line) and "Traceback" not in output
     assert len(saved(project)) == len(logs(project)) == 1  # and nothing else was begun
     assert "03_pretrain" not in markers(project)
     assert not list((project / "results/smoke/notebooks").glob("03*.running.ipynb"))

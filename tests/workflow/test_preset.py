@@ -351,3 +351,21 @@ def test_a_second_start_is_refused_while_the_first_one_works(project):
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
+
+
+# odd places
+
+
+ODD = os.fsdecode(b"-run #2: {a} {b 'c\" $d `e` \\f * ;&|<>\t\n caf\xc3\xa9 \xf0\x9f\x98\x80 \xe9 %20")
+
+
+def test_checkout_results_and_photos_may_have_any_name(tmp_path):
+    root, place = toy_project.make(tmp_path / ODD), tmp_path / "results" / ODD
+    words = (*ONE, f"dataset=folder:{tmp_path}/{ODD}", f"--results={place}")
+    code, output = toy_project.finish(root, *words)
+    assert code == 0, output
+    assert "| 1 runs |" in output and (place / "smoke/tables/methods.md").exists()
+    (executed,) = (place / "smoke/notebooks").glob("03*.ipynb")
+    parameters = json.loads(executed.read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
+    assert parameters["results_dir"] == str(place / "smoke") and parameters["dataset"] == words[2][8:]
+    assert not would_run(root, *words)

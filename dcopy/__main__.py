@@ -2,7 +2,8 @@
 
 Several numbers, as in epochs=100,300, make a run for each, which goes on from the one before.
 Long runs are best started here: no browser needs to stay open, and the same command continues a
-run that was stopped (exit code 130, 143, 138 or 75, see `dcopy.training.interrupt`).
+run that was stopped (exit code 130, 143, 138 or 75, see `dcopy.training.interrupt`). On several GPUs
+the same run is `torchrun --nproc-per-node 8 -m dcopy ...`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 
 from . import hardware
 from .config import TrainConfig, parse_options
-from .training.interrupt import Interrupted
+from .training.interrupt import Interrupted, is_first, say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="then save and exit with 75")
+    parser.add_argument("--timeout-minutes", type=float, default=10.0, help="for one of several processes")
     given = vars(parser.parse_intermixed_args(arguments))
     try:
         fields = parse_options(given.pop("options"))
@@ -39,14 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
 
         for config in configs:  # each goes on from the one before
             run = pretrain(config, **given)
-            took = f"{run.result['seconds']:.1f} s on {run.result['device']} in {run.precision}"
-            print(f"{config.label}: {run.result['metrics']['verdict']}, {took}, {run.folder}", flush=True)
+            if is_first():
+                took = f"{run.result['seconds']:.1f} s on {run.result['device']} in {run.precision}"
+                print(f"{config.label}: {run.result['metrics']['verdict']}, {took}, {run.folder}", flush=True)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 1 if isinstance(error, FloatingPointError) else 2
     except KeyboardInterrupt as error:
         message = str(error) or "interrupted; the same command goes on from the last checkpoint"
-        print(message, file=sys.stderr)
+        say(message)
         return error.exit_code if isinstance(error, Interrupted) else 130
     return 0
 

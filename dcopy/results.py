@@ -210,16 +210,20 @@ def commit() -> str:
     return "unknown"  # also where it is installed inside another repository
 
 
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that its numbers depend on."""
+    found = {"dcopy": __version__}  # which need not be installed
+    for package in ("torch", "torchvision", "numpy", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
 def provenance(device="cpu") -> dict:
     """Where a number comes from: commit, versions, device and time, for every result file."""
-    packages = ("torch", "torchvision", "numpy", "scikit-learn")
-    versions = {"dcopy": __version__}  # which need not be installed
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     return {
         "commit": commit(),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), **versions()},
         "device": hardware.name(device),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -32,7 +32,7 @@ def save(folder: Path, tensors: dict[str, Tensor], header: dict) -> None:
             raise OSError(f"{folder / NEWEST} could not be written ({problem})") from None
 
 
-def load(folder: Path, device="cpu") -> tuple[dict[str, Tensor], dict] | None:
+def load(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
     """The newest readable checkpoint of a run as (tensors, header), or None where there is none.
 
     Raises:
@@ -43,7 +43,7 @@ def load(folder: Path, device="cpu") -> tuple[dict[str, Tensor], dict] | None:
         if not path.exists():
             continue
         try:
-            return read(path, device)
+            return read(path)
         except ValueError as problem:
             log.warning("%s", problem)
             error = error or problem
@@ -77,8 +77,13 @@ def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 def fingerprint(module: nn.Module) -> str:
     """Sixteen hexadecimal digits over parameters and buffers: the same weights, the same digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest(module.state_dict())
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits over names, shapes and bits."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..data.augment import Augmentation, require_batch
+from .ranks import Alone
 from .step import Trainer
 
 log = logging.getLogger(__name__)
@@ -28,22 +29,32 @@ class FastStep:
     Args:
         trainer: whose state the steps move.
         augmentation: makes the two views.
-        compile: whether to use torch.compile and, on a GPU, CUDA graphs; None: on a GPU.
+        compile: whether to use torch.compile and, on a GPU, CUDA graphs; None: on a GPU. With several
+            processes only the augmentation is compiled: messages between them break graphs.
+        ranks: the processes that share a batch.
     """
 
-    def __init__(self, trainer: Trainer, augmentation: Augmentation, compile: bool | None = None):
-        self.trainer, self.augmentation = trainer, augmentation
+    def __init__(
+        self,
+        trainer: Trainer,
+        augmentation: Augmentation,
+        compile: bool | None = None,
+        ranks: Alone | None = None,
+    ):
+        self.trainer, self.augmentation, self.ranks = trainer, augmentation, ranks or Alone()
         self.apply = augmentation.apply
         self.is_cuda = trainer.device.type == "cuda"
         self.compiled = self.is_cuda if compile is None else compile
-        self.captures = self.compiled and self.is_cuda and not trainer.scaler.is_enabled()
-        if self.compiled and self.is_cuda and not self.captures:
+        alone = self.ranks.size == 1
+        self.captures = self.compiled and self.is_cuda and alone and not trainer.scaler.is_enabled()
+        if self.compiled and self.is_cuda and trainer.scaler.is_enabled():
             log.warning("fp16 goes without CUDA graphs: after each step the host asks whether it overflowed")
+        self.networks = {trainer.online, trainer.target} if self.compiled and alone else ()
         self.steps, self.graphs = 0, None
         if self.compiled:
             self.apply = torch.compile(augmentation.apply, dynamic=False)
-            for network in {trainer.online, trainer.target}:  # its forward alone: hooks stay outside
-                network.forward = torch.compile(network.forward, dynamic=False)
+        for network in self.networks:  # its forward alone: hooks stay outside
+            network.forward = torch.compile(network.forward, dynamic=False)
         self.stream = None
         if self.is_cuda:
             torch.backends.cudnn.benchmark = True  # shapes stay the same
@@ -53,7 +64,7 @@ class FastStep:
         """One step on a batch.
 
         Args:
-            images: (N, C, H, W) uint8, of the same shape at every call.
+            images: (N, C, H, W) uint8, of the same shape at every call; those of this rank.
             generator: gives the augmentation of both views.
 
         Returns:
@@ -72,7 +83,7 @@ class FastStep:
     def views(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Two views (N, C, h, w) float32, each with random numbers of its own."""
         require_batch(images)
-        drawn = (self.augmentation.sample(images.shape, generator) for _ in range(2))
+        drawn = (self.ranks.sample(self.augmentation, images, generator) for _ in range(2))
         x1, x2 = (self.apply(images, params) for params in drawn)
         return x1, x2
 
@@ -96,7 +107,7 @@ class FastStep:
                 "torch.compile is not possible here (%s); training goes on without it", one_line(error)
             )
         self.compiled, self.apply = False, self.augmentation.apply
-        for network in {self.trainer.online, self.trainer.target}:
+        for network in self.networks:
             del network.forward  # the class's own is there again
         for part, state in zip(parts, before[0], strict=True):
             part.load_state_dict(state)

@@ -1,13 +1,49 @@
-"""Stopping a run on purpose: signals are noted, the step ends, the state is saved, then it stops."""
+"""Stopping a run on purpose: signals are noted, the step ends, the state is saved, then it stops.
+
+Where torchrun has started several processes, the first that stops says why.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 
 from .. import machine
 
 TRY_AGAIN = 75  # exit code after `stop_after`
+PARENT = os.getppid()
+ORPHANED = "the end of torchrun"
+REASONS = ("stop_after", ORPHANED, *machine.SIGNALS)
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def orphaned() -> bool:
+    """Whether the torchrun that started this process is gone."""
+    return by_torchrun() and os.getppid() != PARENT
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks where all would say the same."""
+    return not by_torchrun() or os.environ["RANK"] == "0"
+
+
+store = None  # where the processes of a run leave word for each other, once they have joined
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, unless another process of this run has already said what happened."""
+    try:
+        speak = is_first() if store is None or orphaned() else store.add("said", 1) == 1
+    except RuntimeError:  # the store was another machine's
+        speak = is_first()
+    if speak:
+        print(text, file=sys.stderr)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -15,13 +51,15 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, reason: str, where: str, folder):
         super().__init__(f"stopped by {reason} {where}; saved in {folder}, the same command continues")
-        self.exit_code = TRY_AGAIN if reason == "stop_after" else 128 + signal.Signals[reason]
+        number = signal.SIGTERM if reason == ORPHANED else getattr(signal, reason, 0)
+        self.exit_code = 128 + number if number else TRY_AGAIN
 
 
 class StopSignals:
     """While entered, `machine.SIGNALS` are noted in `received` instead of acted upon.
 
-    A second SIGINT acts as usual. Outside the main thread, where Python allows no handlers,
+    A second SIGINT acts as usual, but not under torchrun, which hands Ctrl-C on to processes that the
+    terminal has already sent it to. Outside the main thread, where Python allows no handlers,
     nothing is changed.
     """
 
@@ -35,7 +73,7 @@ class StopSignals:
         return self
 
     def _note(self, number: int, frame) -> None:
-        if self.received == "SIGINT" and number == signal.SIGINT:
+        if self.received == "SIGINT" and number == signal.SIGINT and not by_torchrun():
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from .. import data, hardware, results
 from ..config import TrainConfig, require
 from ..data import augment
 from ..progress import Progress
-from . import checkpoint, health
+from . import checkpoint, health, ranks
 from .graphs import FastStep
 from .interrupt import Interrupted, StopSignals
 from .runs import Run, finished_run, go_on_from_fewer_epochs, load_run, on_images
@@ -30,6 +31,7 @@ def pretrain(
     compile: bool | None = None,
     checkpoint_minutes: float = 5.0,
     stop_after: float | None = None,
+    timeout_minutes: float = 10.0,
     progress: bool = True,
 ) -> Run:
     """Pretrain, or continue, or return what is finished: the folder decides.
@@ -41,6 +43,9 @@ def pretrain(
     stopped, on a GPU up to the order in which kernels sum (0.2 % of the loss over six steps is what the
     test allows). SIGINT, SIGTERM and SIGUSR1 finish the step, save and raise Interrupted.
 
+    Processes that torchrun starts train the run together: each has its part of every batch, so the run
+    is the same whatever their number, up to the order of sums.
+
     Args:
         config: the run.
         out_dir: folder of run folders.
@@ -51,53 +56,64 @@ def pretrain(
         compile: use torch.compile and, on a GPU, CUDA graphs; default: on a GPU. On a CPU the minutes
             that it takes seldom come back.
         stop_after: seconds after which to save and raise Interrupted.
+        timeout_minutes: with several processes, after which one that does not answer is given up.
         progress: show a bar (terminal, JupyterLab) or a line per epoch (elsewhere).
 
     Raises:
         ValueError: no such device, bad images, a batch larger than the data, a broken checkpoint, a
-            folder that belongs to another configuration, or another process at work in it.
+            folder that belongs to another configuration, or another process at work in it; more
+            processes than images in a batch, or processes of different versions or options.
+        ConnectionError: one of several processes ended, or did not answer in time.
         FloatingPointError: the loss became NaN or infinite; the message names the step.
         Interrupted: stopped by a signal or by `stop_after`; the state is saved.
     """
+    ranks.take_gpu()
     device, _ = hardware.choose(device, config.precision)
-    if images is None:
-        source = data.load(config.dataset, data_root, image_size=config.image_size, skip_bad=skip_bad)
-        images = source.pretrain()
-    data.check_images(images)
-    allowed = f"at most the {len(images)} images"
-    require("batch_size", config.batch_size, config.batch_size <= len(images), allowed)
-    fingerprint = data.fingerprint(images)
-    config = on_images(config, out_dir, fingerprint, len(images))
-    folder = Path(out_dir) / config.name
-    with results.locked(folder):
-        finished = finished_run(config, folder)
+    with ranks.joined(config, device, timeout_minutes) as group, contextlib.ExitStack() as held:
+        if images is None:
+            options = {"image_size": config.image_size, "skip_bad": skip_bad, "progress": group.rank == 0}
+            images = group.in_turn(lambda: data.load(config.dataset, data_root, **options)).pretrain()
+        data.check_images(images)
+        allowed = f"at most the {len(images)} images"
+        require("batch_size", config.batch_size, config.batch_size <= len(images), allowed)
+        fingerprint = data.fingerprint(images)
+        group.require_same(data_fingerprint=fingerprint)
+        config = group.first(lambda: on_images(config, out_dir, fingerprint, len(images)))
+        folder = Path(out_dir) / config.name
+        group.first(lambda: held.enter_context(results.locked(folder)))
+        finished = group.first(lambda: finished_run(config, folder))
         if finished is not None:
             return finished
-        results.write_json(folder / "config.json", config.to_dict())
-        if checkpoint.load(folder) is None:
-            go_on_from_fewer_epochs(config, folder, fingerprint, len(images))
-        loop = _Loop(config, folder, images, fingerprint, device, compile, checkpoint_minutes, stop_after)
-        loop.run(progress)
-    return load_run(folder)
+        group.first(lambda: begin(config, folder, fingerprint, len(images)))
+        loop = _Loop(config, folder, images, fingerprint, device, compile, group)
+        loop.run(60 * checkpoint_minutes, stop_after, progress)
+        return group.first(lambda: load_run(folder))
+
+
+def begin(config: TrainConfig, folder: Path, fingerprint: str, count: int) -> None:
+    """Write what is run; where there is no checkpoint, take that of a run of fewer epochs."""
+    results.write_json(folder / "config.json", config.to_dict())
+    if checkpoint.load(folder) is None:
+        go_on_from_fewer_epochs(config, folder, fingerprint, count)
 
 
 class _Loop:
     """The epochs of one run, with all that lets them be stopped and continued."""
 
-    def __init__(self, config, folder, images, fingerprint, device, compile, checkpoint_minutes, stop_after):
-        self.config, self.folder, self.fingerprint = config, folder, fingerprint
+    def __init__(self, config, folder, images, fingerprint, device, compile, group):
+        self.config, self.folder, self.fingerprint, self.group = config, folder, fingerprint, group
         self.images = images.to(device)  # (n, C, H, W) uint8, the whole data set on the device
-        self.begun = checkpoint.load(folder)  # a run keeps the precision in which it began
+        self.begun = group.first(lambda: checkpoint.load(folder))
+        # a run keeps the precision in which it began
         precision = self.begun[1].get("precision") if self.begun else None
         self.trainer = Trainer(config, images.shape[1], device, precision)
         augmentation = augment.build(config.recipe.augmentation, config.image_size)
-        self.fast_step = FastStep(self.trainer, augmentation, compile)
+        self.fast_step = FastStep(self.trainer, augmentation, compile, group)
         self.steps = len(images) // config.batch_size  # a partial last batch is dropped
         self.losses = torch.zeros(self.steps, device=device)  # of this epoch; read once, at its end
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.went_on_from = self.begun[1].get("went_on_from") if self.begun else None
         self.started = self.saved = time.monotonic()
-        self.checkpoint_seconds, self.stop_after = 60 * checkpoint_minutes, stop_after
 
     @property
     def runs_on(self) -> str:
@@ -106,8 +122,11 @@ class _Loop:
             line += ", on from {epoch} epochs and {step} steps of {run}".format(**self.went_on_from)
         return line
 
-    def run(self, show_progress: bool) -> None:
+    def run(self, checkpoint_seconds: float, stop_after: float | None, show_progress: bool) -> None:
+        self.checkpoint_seconds, self.stop_after = checkpoint_seconds, stop_after
         self.restore()
+        self.group.parallelize(self.trainer)
+        show_progress &= self.group.rank == 0
         with StopSignals() as signals, Progress(self, show_progress) as progress:
             while self.epoch < self.config.epochs:
                 order = self.order()
@@ -117,7 +136,7 @@ class _Loop:
                     if self.step == self.steps:
                         progress.epoch(self.end_epoch(z))
                     self.maybe_stop(signals)
-        self.finish()
+        self.group.first(self.finish)
 
     def order(self) -> Tensor:
         """The epoch's batches: indices (steps, batch_size)."""
@@ -126,24 +145,26 @@ class _Loop:
         return order[: self.steps * self.config.batch_size].view(self.steps, -1)
 
     def one_step(self, indices: Tensor) -> Tensor:
-        """A step on the images of these indices (batch_size,); their projections (batch_size, D)."""
+        """A step on the images of these indices (batch_size,); projections of this rank's images (n, D)."""
         seed = derive_seed(self.config.seed, "augment", self.epoch, self.step)
         generator = torch.Generator(self.images.device).manual_seed(seed)
-        loss, z = self.fast_step(self.images[indices], generator)
-        self.losses[self.step] = loss + 0 * self.trainer.predictor.F.trace()  # NaN as soon as F overflows
+        loss, z = self.fast_step(self.images[self.group.part(indices)], generator)
+        # NaN as soon as F overflows
+        self.losses[self.step] = self.group.mean(loss) + 0 * self.trainer.predictor.F.trace()
         self.step += 1
         return z
 
     def end_epoch(self, z: Tensor) -> dict:
         self.check_finite()
         self.epoch, self.step = self.epoch + 1, 0
+        self.group.require_equal(self.trainer.tensors(), f"at the end of epoch {self.epoch}")
         record = {
             "epoch": self.epoch,
             "loss": self.losses.mean().item(),
-            **health.measure(z, self.trainer.predictor.F),
+            **health.measure(self.group.gather(z), self.trainer.predictor.F),
             "seconds": round(self.elapsed(), 3),
         }
-        results.append_jsonl(self.folder / "metrics.jsonl", record)
+        self.group.first(lambda: results.append_jsonl(self.folder / "metrics.jsonl", record))
         self.save()
         return record
 
@@ -166,8 +187,8 @@ class _Loop:
         reason = signals.received
         if self.stop_after is not None and time.monotonic() - self.started > self.stop_after:
             reason = reason or "stop_after"
-        due = reason or time.monotonic() - self.saved > self.checkpoint_seconds
-        if due and self.step > 0:  # the end of an epoch has saved
+        reason, due = self.group.agree(reason, time.monotonic() - self.saved > self.checkpoint_seconds)
+        if (reason or due) and self.step > 0:  # the end of an epoch has saved
             self.check_finite()
             self.save()
         if reason:
@@ -179,15 +200,14 @@ class _Loop:
         header["precision"] = self.trainer.precision
         header |= {"epoch": self.epoch, "step": self.step, "seconds": self.elapsed()}
         header |= {"data_fingerprint": self.fingerprint, "went_on_from": self.went_on_from}
-        checkpoint.save(self.folder, {**self.trainer.tensors(), "losses": self.losses}, header)
+        tensors = {**self.trainer.tensors(), "losses": self.losses}
+        self.group.first(lambda: checkpoint.save(self.folder, tensors, header))
         self.saved = time.monotonic()
 
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
-        for leftover in self.folder.glob(".*.tmp"):  # of a write that a kill cut short
-            leftover.unlink()
+        self.group.first(self.tidy)
         if self.begun is None:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return
         tensors, header = self.begun
         self.begun = None
@@ -201,7 +221,15 @@ class _Loop:
         self.losses.copy_(tensors.pop("losses"))
         self.trainer.load_tensors(tensors)
         self.epoch, self.step, self.seconds = header["epoch"], header["step"], header["seconds"]
-        results.keep_jsonl(self.folder / "metrics.jsonl", lambda record: record["epoch"] <= self.epoch)
+        metrics = self.folder / "metrics.jsonl"
+        self.group.first(lambda: results.keep_jsonl(metrics, lambda record: record["epoch"] <= self.epoch))
+
+    def tidy(self) -> None:
+        """Remove what a kill left half done."""
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink()
+        if self.begun is None:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
 
     def finish(self) -> None:
         record = results.read_jsonl(self.folder / "metrics.jsonl")[-1]
@@ -213,6 +241,7 @@ class _Loop:
             "images": len(self.images),
             "data_fingerprint": self.fingerprint,
             "precision": self.trainer.precision,
+            "processes": self.group.size,
             "encoder_fingerprint": checkpoint.fingerprint(self.trainer.online.encoder),
             "seconds": round(self.elapsed(), 3),
             "went_on_from": self.went_on_from,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import hardware
+from . import hardware, results
 from .config import TrainConfig, parse_options
 from .training.interrupt import Interrupted, is_first, say
 
@@ -42,8 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         for config in configs:  # each goes on from the one before
             run = pretrain(config, **given)
             if is_first():
-                took = f"{run.result['seconds']:.1f} s on {run.result['device']} in {run.precision}"
-                print(f"{config.label}: {run.result['metrics']['verdict']}, {took}, {run.folder}", flush=True)
+                health, seconds = run.result["metrics"]["verdict"], run.result["seconds"]
+                where = f"{run.result['device']} in {results.precision(run.result)}"
+                print(f"{config.label}: {health}, {seconds:.1f} s on {where}, {run.folder}", flush=True)
     except (ValueError, OSError, FloatingPointError) as error:
         say(f"error: {error}")
         return 1 if isinstance(error, FloatingPointError) else 2

@@ -229,6 +229,11 @@ def provenance(device="cpu") -> dict:
     }
 
 
+def precision(record: dict) -> str:
+    """In what a run or a benchmark was computed: fp32, bf16 or fp16, where the configuration may say auto."""
+    return record.get("precision", record["config"]["precision"])  # older files have it there alone
+
+
 def print_environment() -> None:
     """Say what a notebook runs on: versions, device, and what to change where there is no GPU."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from .. import results
 from ..config import TrainConfig
 from ..evaluation.variance import summarize
 from ..workflow.presets import ABLATIONS
@@ -41,6 +42,7 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
             rows.append(
                 {
                     **outcome["config"],
+                    "precision": results.precision(outcome),
                     "name": outcome["name"],
                     "one_label": points[1],
                     "all_labels": 100 * probe["linear"]["accuracy"],

@@ -31,7 +31,7 @@ def what(record: dict) -> str:
     config, compiled = record["config"], ", compiled" * bool(record["step"].get("compiled"))
     return (
         f"{config['method']} on {config['dataset']}, {config['encoder']}, width {config['width']}, batch of "
-        f"{config['batch_size']}, {config['precision']}{compiled}; {record['provenance']['device']}"
+        f"{config['batch_size']}, {results.precision(record)}{compiled}; {record['provenance']['device']}"
     )
 
 
@@ -61,7 +61,7 @@ def speeds(records: dict[str, dict]) -> list[dict]:
                 "device": record["provenance"]["device"],
                 "trained": f"{config['method']}, {config['dataset']}, {config['encoder']}",
                 "batch": config["batch_size"],
-                "precision": config["precision"],
+                "precision": results.precision(record),
                 "ms a step": f"{step['ms']:,.1f}",
                 "images/s": f"{step['images_per_second']:,.0f}",
                 "augmentation takes": share["augmentation"],

@@ -186,7 +186,9 @@ def predictor_cost(record: dict) -> Figure:
     share = ax.secondary_yaxis("right", functions=(lambda ms: 100 * ms / step, lambda s: s * step / 100))
     share.yaxis.set_major_formatter("{x:g} %")
     share.minorticks_off()
-    share.set_ylabel(f"of a {config['dataset']} step in {config['precision']}, {step:,.0f} ms", labelpad=8)
+    share.set_ylabel(
+        f"of a {config['dataset']} step in {results.precision(record)}, {step:,.0f} ms", labelpad=8
+    )
     ax.legend(loc="center left", bbox_to_anchor=(1.3, 0.5))
     return figure
 

@@ -53,8 +53,8 @@ NOTES = (  # below Table 1
     "not in what else the protocol names.",
     "The target differs where the protocol says copy: ours starts as a copy of the online network, that "
     "of the reference code with random weights of its own.",
-    "The precision differs where the protocol says bf16: autocast except for correlation, predictor and "
-    "loss; the reference code computes in float32.",
+    "The precision differs where the protocol says bf16 or fp16: autocast except for correlation, predictor "
+    "and loss; the reference code computes in float32.",
 )
 
 
@@ -123,9 +123,9 @@ def table1(published: list[dict], runs: dict[str, tuple]) -> list[dict]:
     for dataset, epochs, label in itertools.product(DATASETS, EPOCHS, LISTED):
         listed = choose(published, dataset, epochs, label)
         ours: dict[str | None, list[dict]] = {}  # probes by protocol
-        for config, _, probe in runs.values():
+        for config, result, probe in runs.values():
             if (config.dataset, config.epochs, config.label) == (dataset, epochs, label):
-                protocol = f"sklearn, {config.precision}, {config.target_start}"
+                protocol = f"sklearn, {results.precision(result)}, {config.target_start}"
                 ours.setdefault(protocol, []).append(probe)
         if listed and not ours:
             ours[None] = []

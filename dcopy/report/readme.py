@@ -198,7 +198,8 @@ def _table1(folder: Path) -> list[str]:
         "Each cell published / here: test accuracy in percent of a linear probe, mean ± standard deviation "
         "over seeds. In brackets the same runs under the published probe, best of 50 epochs, which peeks at "
         "the test set: no result, only to compare. Ours differ in the probe and, where notebook 05 says so, "
-        f"in the target's start (a copy) and the precision (bf16); sources are there, too. {published.DAGGER}"
+        "in the target's start (a copy) and the precision (bf16 or fp16); sources are there, too. "
+        + published.DAGGER
     )
     return [text, *published.unconverged(rows), _table(_across(rows))]
 

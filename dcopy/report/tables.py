@@ -76,6 +76,7 @@ def run_frame(run_results: list[dict]) -> pd.DataFrame:
             **{key: result["metrics"][key] for key in keys},
             "seconds": result["seconds"],
             "device": result["device"],
+            "precision": results.precision(result),
         }
         for result in run_results
     )
@@ -118,10 +119,11 @@ def summary_caption(outcomes: list[dict]) -> str:
     """What stands above `summary`: what was trained on what, from result.json files."""
     names = ("dataset", "encoder", "width", "epochs", "batch_size")
     told = {name: dict.fromkeys(str(outcome["config"][name]) for outcome in outcomes) for name in names}
-    dataset, encoder, width, epochs, batch_size = (", ".join(values) for values in told.values())
+    told["precision"] = dict.fromkeys(map(results.precision, outcomes))
+    dataset, encoder, width, epochs, batch_size, precision = (", ".join(values) for values in told.values())
     return (
         f"Test accuracy in percent, mean ± std over seeds; {dataset}: {encoder} of width {width}, "
-        f"{epochs} epochs, batches of {batch_size}."
+        f"{epochs} epochs, batches of {batch_size}, in {precision}."
     )
 
 

@@ -34,11 +34,6 @@ class Run:
     metrics: list[dict]
     result: dict
 
-    @property
-    def precision(self) -> str:
-        """In which it was trained; `auto` is never one."""
-        return self.result.get("precision", self.config.precision)
-
 
 class FrozenEncoder(nn.Module):
     """An encoder for evaluation: clean images in, representations before the projector out."""

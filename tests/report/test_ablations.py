@@ -54,6 +54,14 @@ def test_where_all_is_computed_in_bf16_that_is_the_default_of_every_ablation():
     assert ablations.select(table, "precision")["setting"].tolist() == ["fp32", "bf16"]
 
 
+def test_where_the_machine_chose_the_precision_its_choice_counts():
+    runs = [outcome(0.5, precision="auto", rho=rho) for rho in (0.0, 0.3)] + [outcome(0.4)]
+    for result, _ in runs[:2]:
+        result["precision"] = "bf16"
+    assert ablations.select(frame(*runs), "rho")["setting"].tolist() == ["0", "0.3"]
+    assert ablations.select(frame(*runs), "precision")["setting"].tolist() == ["fp32", "bf16"]
+
+
 def test_every_setting_of_an_ablation_has_a_name_of_its_own():
     """In one frame, where a field that not all methods have is NaN for the others."""
     runs = [outcome(0.5, **variant) for variants in ABLATIONS.values() for variant in variants]

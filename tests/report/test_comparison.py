@@ -48,6 +48,8 @@ def test_a_benchmark_is_a_row():
     assert (first["ms a step"], first["images/s"]) == ("2,000.0", "64")
     assert (first["augmentation takes"], first["predictor update takes"]) == ("25.0 %", "1.5 %")
     assert [row["images/s, CUDA graphs"] for row in rows] == ["—", "85"]
+    auto = BENCH | {"config": BENCH["config"] | {"precision": "auto"}, "precision": "fp16"}
+    assert comparison.speeds({"t4": auto})[0]["precision"] == "fp16" and "fp16" in comparison.what(auto)
 
 
 def test_the_figure_of_costs_says_of_which_step_the_percentage_is():

@@ -24,10 +24,12 @@ def add_run(tmp_path):
     The number that peeks is 0.01 above the accuracy.
     """
 
-    def add(folder: str, accuracy: float | None, converged: bool = True, **fields):
+    def add(folder: str, accuracy: float | None, converged: bool = True, used=None, **fields):
         config = TrainConfig(**{"dataset": "cifar10", **fields})
         path = tmp_path / folder / "runs" / config.name
-        results.write_json(path / "result.json", {"config": config.to_dict()})
+        results.write_json(
+            path / "result.json", {"config": config.to_dict(), "precision": used or config.precision}
+        )
         if accuracy is not None:
             linear = {"accuracy": accuracy, "converged": converged}
             results.write_json(
@@ -185,12 +187,14 @@ def test_smoke_runs_and_runs_without_a_probe_do_not_count(add_run, tmp_path):
 def test_runs_under_different_protocols_are_not_averaged(reference, add_run, tmp_path):
     add_run("a", 0.80, precision="fp32")
     add_run("a", 0.70, precision="bf16")
+    add_run("a", 0.50, precision="auto", used="fp16")
     add_run("a", 0.60, target_start="random")
     rows = published.table1(reference, published.own_runs([tmp_path / "a"]))
     found = cells(rows, data="CIFAR-10", epochs=100, method="DirectCopy")
     assert {row["protocol"]: (row["n"], round(row["here"])) for row in found} == {
         "sklearn, fp32, copy": (1, 80),
         "sklearn, bf16, copy": (1, 70),
+        "sklearn, fp16, copy": (1, 50),
         "sklearn, fp32, random": (1, 60),
     }
     for word in ("sklearn", "bf16", "copy"):

@@ -54,7 +54,13 @@ def test_the_caption_says_what_was_trained_and_lists_what_differs():
     configs = [TrainConfig(dataset="cifar10", width=8, epochs=epochs) for epochs in (4, 4, 100)]
     outcomes = [{"config": config.to_dict()} for config in configs]
     told = tables.summary_caption(outcomes)
-    assert told.endswith("cifar10: resnet18-cifar of width 8, 4, 100 epochs, batches of 128.")
+    assert told.endswith("cifar10: resnet18-cifar of width 8, 4, 100 epochs, batches of 128, in fp32.")
+
+
+def test_the_precision_that_was_used_is_shown_and_not_that_it_was_left_to_the_machine():
+    asked = TrainConfig(precision="auto").to_dict()
+    outcomes = [{"config": asked, "precision": used} for used in ("bf16", "bf16", "fp16")]
+    assert tables.summary_caption(outcomes).endswith(", in bf16, fp16.")
 
 
 def test_mean_std():

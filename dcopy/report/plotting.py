@@ -204,8 +204,9 @@ def compare_published(rows: list[dict]) -> Figure:
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels) + 2, 3.8), squeeze=False)
     styles = {}
     for label in labels:
-        method = next(name for name, text in METHODS.items() if text == label.split(" (freq")[0])
-        marker = "h" if "freq" in label else MARKERS[method]
+        text = label.split(" (freq")[0].split(",")[0]
+        method = next(name for name, known in METHODS.items() if known == text)
+        marker = "h" if "freq" in label else "p" if "," in label else MARKERS[method]
         styles[label] = {"color": COLORS[method], "marker": marker, "ls": ""}
     drawn = []  # the cells; one that ours ran under several protocols has several rows
     for row in rows:

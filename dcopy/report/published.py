@@ -26,8 +26,10 @@ NOT_RUN = "not run"
 # Which number of published.csv belongs in a cell of Table 1: NOTES has the rule.
 SOURCES = ("Wang et al.", "Tian et al.", "Höppe et al.")
 _SETTINGS = ("", "rho=0.3 eps=0.1 EMA", "EMA")
+SCALED = {"normalize": "frobenius", "rho": 0.5}  # DirectCopy as its reimplementations have it
 LISTED = {  # label of our runs: method and setting in published.csv, the first goes before the others
     "DirectCopy": [("DirectCopy", "")],
+    "DirectCopy, F/‖F‖": [("DirectCopy", "eps=0.3 rho=0.5 Frobenius EMA")],
     "DirectPred": [("DirectPred", setting) for setting in _SETTINGS],
     "DirectPred (freq=5)": [("DirectPred (freq=5)", setting) for setting in _SETTINGS],
     "SGD linear predictor": [("SGD linear predictor", setting) for setting in _SETTINGS],
@@ -46,6 +48,11 @@ NOTES = (  # below Table 1
     "recalled, then the DirectCopy paper (Wang et al., arXiv 2110.04947), the DirectPred paper (Tian et "
     "al., arXiv 2102.06810), its replication (Höppe et al., doi 10.5281/zenodo.6574659, one seed). "
     "T8 is Table 8 there.",
+    "Those of the replication for DirectPred, DirectCopy and SGD are from its notebook and figure "
+    "(miszkur/SelfSupervisedLearning), which agree with its text; its Table 2, as extracted, has DirectPred "
+    "and SGD exchanged. published.csv also has a run of DirectPred for 1000 epochs (varun1423/solo-learn).",
+    "DirectCopy, F/‖F‖: with ρ = 0.5 and F divided by its Frobenius norm, as its reimplementations have it; "
+    "DirectCopy: ρ = 0.3 and F as it is, as in the authors' code.",
     "The probe of here differs. sklearn: scikit-learn's logistic regression on the last checkpoint, C chosen "
     "on held-out training images, the test set read once. Published, as far as the reference code shows: "
     "the best test accuracy over 50 epochs of a linear layer.",
@@ -74,7 +81,7 @@ def read(path: str | Path | None = None) -> list[dict]:
     for row in rows:
         row["epochs"], row["value"] = int(row["epochs"]), float(row["value"])
         row["std"] = float(row["std"]) if row["std"] else None
-        row["recalled"] = not row["provenance"].startswith("read ")
+        row["recalled"] = row["provenance"].startswith("recalled")
         row["publication"] = row["source"].split(" 20")[0]
         row["origin"] = f"{row['publication']}, T{row['table']}"
     return rows
@@ -96,8 +103,8 @@ def choose(published: list[dict], dataset: str, epochs: int, label: str) -> dict
 def own_runs(folders: Iterable[str | Path]) -> dict[str, tuple[TrainConfig, dict, dict]]:
     """Configuration, result.json and probe.json of every probed run of the protocol, by name.
 
-    That is: on one of DATASETS, for one of EPOCHS, of a method in LISTED, all else at its default
-    but for precision and the target's start, which Table 1 names.
+    That is: on one of DATASETS, for one of EPOCHS, of a method in LISTED, all else at its default, or at
+    SCALED, but for precision and the target's start, which Table 1 names.
 
     Args:
         folders: those of presets, such as results/*; one named smoke is left out.
@@ -110,11 +117,19 @@ def own_runs(folders: Iterable[str | Path]) -> dict[str, tuple[TrainConfig, dict
                 continue
             result = results.read_json(path)
             config = TrainConfig.from_dict(result["config"])
-            if config.epochs not in EPOCHS or config.label not in LISTED:
-                continue
-            if config == TrainConfig(**{name: getattr(config, name) for name in FREE}):
+            if config.epochs in EPOCHS and listed_as(config) in LISTED:
                 found[config.name] = (config, result, results.read_json(probe))
     return found
+
+
+def listed_as(config: TrainConfig) -> str | None:
+    """The label of a run in Table 1, or None where something else differs from the protocol."""
+    if config.label not in LISTED:
+        return None
+    free = {name: getattr(config, name) for name in FREE}
+    if config == TrainConfig(**free):
+        return config.label
+    return f"{config.label}, F/‖F‖" if config == TrainConfig(**free, **SCALED) else None
 
 
 def table1(published: list[dict], runs: dict[str, tuple]) -> list[dict]:
@@ -124,7 +139,7 @@ def table1(published: list[dict], runs: dict[str, tuple]) -> list[dict]:
         listed = choose(published, dataset, epochs, label)
         ours: dict[str | None, list[dict]] = {}  # probes by protocol
         for config, result, probe in runs.values():
-            if (config.dataset, config.epochs, config.label) == (dataset, epochs, label):
+            if (config.dataset, config.epochs, listed_as(config)) == (dataset, epochs, label):
                 protocol = f"sklearn, {results.precision(result)}, {config.target_start}"
                 ours.setdefault(protocol, []).append(probe)
         if listed and not ours:

@@ -176,7 +176,7 @@ def variant_labels(configs: list[TrainConfig]) -> list[str]:
 
 _TEX = str.maketrans(
     {"±": r"$\pm$", "−": "$-$", "—": "--", "†": r"\textdagger{}", "×": r"$\times$"}
-    | {"‡": r"\textdaggerdbl{}", "α": r"$\alpha$", "ε": r"$\varepsilon$"}
+    | {"‡": r"\textdaggerdbl{}", "α": r"$\alpha$", "ρ": r"$\rho$", "‖": r"$\|$", "ε": r"$\varepsilon$"}
     | {mark: f"\\{mark}" for mark in "%&_#$"}
 )
 

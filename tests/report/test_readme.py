@@ -114,8 +114,8 @@ def test_every_number_comes_from_its_file(project):
     assert row(part, "Digits, accuracy")[3] == "DirectCopy 84.9 ± 1.0"  # no other method was run
     assert row(part, "With q₋")[3] == "not run"
     assert (project / "results/quick/tables/methods.md").read_text().strip() in part
-    assert row(part, "CIFAR-10 | DirectCopy")[2].endswith("† / 81.2 (82.2)")
-    assert row(part, "CIFAR-10 | DirectCopy")[3].endswith("† / not run")
+    assert row(part, "CIFAR-10 | DirectCopy |")[2].endswith("† / 81.2 (82.2)")
+    assert row(part, "CIFAR-10 | DirectCopy |")[3].endswith("† / not run")
     assert published.DAGGER in part
 
 
@@ -161,7 +161,7 @@ def test_a_probe_that_did_not_converge_is_marked(project):
     probe = results.read_json(path)
     results.write_json(path, probe | {"linear": probe["linear"] | {"converged": False}})
     part = readme.results_part(project / "results")
-    assert row(part, "CIFAR-10 | DirectCopy")[2].endswith("† / 81.2‡ (82.2)")
+    assert row(part, "CIFAR-10 | DirectCopy |")[2].endswith("† / 81.2‡ (82.2)")
     assert [line for line in part.splitlines() if line.startswith("‡") and "1 of 1" in line]
 
 
@@ -205,7 +205,7 @@ def test_without_results_all_is_not_run(tmp_path):
 def test_two_protocols_of_one_cell_are_both_listed(project):
     _run(project / "results/cifar10", TrainConfig(dataset="cifar10", precision="bf16"), finished="2024")
     part = readme.results_part(project / "results")
-    assert row(part, "CIFAR-10 | DirectCopy")[2].endswith("† / 81.2 (82.2), 81.2 (82.2)")
+    assert row(part, "CIFAR-10 | DirectCopy |")[2].endswith("† / 81.2 (82.2), 81.2 (82.2)")
 
 
 def test_only_the_generated_parts_are_written(project):

@@ -1,7 +1,11 @@
 """The code is linted, notebooks included, and formatted."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,27 @@ def test_ruff_has_nothing_to_say(command):
     assert answer.returncode == 0, answer.stdout
 
 
-@pytest.mark.parametrize("script", ["run_all.sh", ".ci/run"])
-def test_scripts_are_valid_bash(script):
-    subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+SCRIPTS = ["run_all.sh", ".ci/run", *(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/*.sh"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shellcheck_has_nothing_to_say(script):
+    tool = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    answer = subprocess.run([tool, script], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout
+
+
+NEWER = {  # than the bash 3.2 of macOS
+    "associative array": r"(declare|local|typeset) -[a-zA-Z]*[An]",
+    "change of case": r"\$\{\w+(\[[^]]*\])?(\^|,)",
+    "mapfile": r"\b(mapfile|readarray|coproc)\b",
+    "&>>": r"&>>|\|&",
+    "negative index": r"\$\{\w+\[-",
+    "wait -n": r"wait -[np]",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_run_on_the_bash_of_macos(script):
+    text = (ROOT / script).read_text(encoding="utf-8")
+    assert not [name for name, pattern in NEWER.items() if re.search(pattern, text)]

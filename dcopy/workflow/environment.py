@@ -4,15 +4,42 @@
 the answer comes from the metadata of the installed packages.
 
     python -m dcopy.workflow.environment notebooks dev   # exit code 0, or 1 and a line naming what is missing
+    python -m dcopy.workflow.environment --pip           # pip's settings of the network, for a shell to read
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
-PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+
+# The settings of pip that say how packages are reached; the others say where they go and which are taken.
+NETWORK = (
+    *(
+        "index-url",
+        "extra-index-url",
+        "find-links",
+        "no-index",
+        "trusted-host",
+        "proxy",
+        "timeout",
+        "retries",
+    ),
+    *(
+        "cert",
+        "client-cert",
+        "cache-dir",
+        "no-cache-dir",
+        "keyring-provider",
+        "use-feature",
+        "use-deprecated",
+    ),
+)
 
 
 def read_pyproject() -> dict:
@@ -54,7 +81,29 @@ def _installed(requirement) -> bool:
     return requirement.specifier.contains(version, prereleases=True)
 
 
+def pip_settings(listing: str) -> dict[str, str]:
+    """Environment variables for what `pip config list` says of the network; what pip reads last counts.
+
+    >>> pip_settings("global.index-url='a'\\ninstall.user='true'\\n:env:.index-url='b'")
+    {'PIP_INDEX_URL': 'b'}
+    """
+    found = {}
+    for section in ("global", "install", ":env:"):
+        for line in listing.splitlines():
+            key, _, value = line.partition("=")
+            where, _, name = key.rpartition(".")
+            if where == section and name.replace("_", "-") in NETWORK:
+                found["PIP_" + name.replace("-", "_").upper()] = " ".join(ast.literal_eval(value).split())
+    return found
+
+
 def main(extras: list[str]) -> int:
+    if extras == ["--pip"]:
+        command = [sys.executable, "-m", "pip", "config", "list"]
+        listing = subprocess.run(command, capture_output=True, text=True).stdout
+        for name, value in pip_settings(listing).items():
+            print(f"export {name}={shlex.quote(value)}")
+        return 0
     try:
         lacking = missing(extras)
     except ImportError as error:

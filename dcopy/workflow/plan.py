@@ -19,7 +19,7 @@ from pathlib import Path
 
 from . import presets
 
-ROOT = Path(__file__).parents[2]  # of the checkout
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout
 
 
 @dataclass(frozen=True)

@@ -83,14 +83,15 @@ venv_finished() { # `reason` says why not
   cmp -s requirements.lock .venv/requirements.lock && satisfied "$PWD/.venv/bin/python" notebooks dev
 }
 
-gpu_here() { # or perhaps elsewhere, as on the login node of a cluster
-  [[ -e /dev/nvidia0 || -e /dev/nvidiactl || -e /dev/dxg ]] || command -v nvidia-smi || command -v sbatch
-} >/dev/null
+gpu_here() {
+  [[ -e /dev/nvidia0 || -e /dev/nvidiactl || -e /dev/dxg ]] || command -v nvidia-smi >/dev/null
+}
 
 choose_torch() { # sets `index`, empty for torch as requirements.lock has it, and `size` and `space` in GB
   index="${DCOPY_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}" size=5 space=7
   if [[ -z "${DCOPY_TORCH_INDEX:-}" ]]; then
-    [[ "$(uname -s)" == Linux ]] && ! gpu_here &&
+    # On a cluster's login node there is none, but where the jobs run.
+    [[ "$(uname -s)" == Linux ]] && ! gpu_here && ! command -v sbatch >/dev/null &&
       "$python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)' "$index/torch/" 2>/dev/null ||
       index=none
   fi
@@ -99,7 +100,7 @@ choose_torch() { # sets `index`, empty for torch as requirements.lock has it, an
 }
 
 set_up_venv() {
-  local free link
+  local free link venv
   find_python
   keep_python_settings
   if [[ -e .venv && ! -e .venv/requirements.lock ]]; then
@@ -117,12 +118,13 @@ set_up_venv() {
   printf 'Setting up .venv with %s: about %s GB, once (details: .venv/setup.log)\n' "$("$python" --version)" "$size"
   mkdir .venv
   : >.venv/requirements.lock
-  if ! "$python" -m venv .venv >.venv/setup.log 2>&1; then # which takes no folder with a colon in its name
-    link="$(mktemp -d)"
+  venv=.venv
+  if ! "$python" -m venv .venv >.venv/setup.log 2>&1; then # which a colon, or bytes that are not UTF-8, prevent
+    link="$(mktemp -d)"                                    # stays, for .venv/bin/jupyter and the like name it
     ln -s "$PWD" "$link/here"
-    "$python" -m venv "$link/here/.venv" >.venv/setup.log 2>&1 ||
+    venv="$link/here/.venv"
+    "$python" -m venv "$venv" >.venv/setup.log 2>&1 ||
       fail "$python -m venv did not work: $(tail -n 1 .venv/setup.log) (Debian, Ubuntu: apt install python3-venv)"
-    rm -r "$link"
   fi
   only_pips_ways_to_the_network
   # The lock is complete, so pip has nothing to resolve; and setuptools is in it, so nothing to build with.
@@ -149,7 +151,7 @@ install_torch() { # from $index, in the lock's versions, with what that build ne
 
 install() { # pip install, with a line for each larger download and everything else in the log
   mkdir -p .venv/tmp # a folder for temporary files may be too small for torch
-  TMPDIR="$PWD/.venv/tmp" .venv/bin/python -m pip install --no-input --disable-pip-version-check --no-compile \
+  TMPDIR="$PWD/.venv/tmp" "$venv/bin/python" -m pip install --no-input --disable-pip-version-check --no-compile \
     --progress-bar off "$@" 2>&1 | tee -a .venv/setup.log |
     awk '/Downloading.*(MB|GB)/ { split($2, part, "-"); print "  " part[1], part[2], $3, $4; fflush() }'
 }

@@ -185,7 +185,10 @@ class TrainConfig:
     def dataset_name(self) -> str:
         """The data set as a part of file names: `digits`, or `folder-birds` for folder:/data/birds."""
         kind, _, path = self.dataset.partition(":")
-        return f"{kind}-{path.rstrip('/').split('/')[-1]}" if path else kind
+        last = path.rstrip("/").split("/")[-1].encode(errors="surrogateescape")
+        last = last if len(last) <= 200 else last[:200].decode(errors="ignore").encode()  # files end at 255
+        last = last.decode(errors="surrogateescape")
+        return f"{kind}-{last}" if path else kind
 
     @property
     def hash(self) -> str:

@@ -171,3 +171,13 @@ def explain(error: BaseException) -> str:
         text = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         text += "; ".join(filter(None, (error.strerror, WAYS_OUT.get(error.errno))))
     return " ".join(text.splitlines())
+
+
+def shown(text) -> str:
+    r"""A path as any terminal can show it on one line: what is no text or cannot be printed is escaped.
+
+    >>> shown("caf\udce9\n")
+    'caf\\xe9\\n'
+    """
+    text = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

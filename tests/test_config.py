@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -126,6 +127,12 @@ def test_names_are_good_for_folders_and_labels_for_tables():
     assert folder.name == f"folder-birds-directset-seed3-{folder.hash}"
     assert folder.label == "DirectSet(2) (freq=5)"
     assert TrainConfig(method="none").label == "no predictor"
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u65e5" * 85, "caf\udce9" * 50, "a" * 199 + "\u00e9" * 20])
+def test_names_stay_short_enough_for_files_whatever_the_folder_is_called(name):
+    config = TrainConfig(dataset=f"folder:/data/{name}", method="directcopy", seed=2**31 - 1)
+    assert len(os.fsencode(config.name)) <= 255 and config.name.endswith(config.hash)
 
 
 # presets

@@ -11,10 +11,8 @@ so is CIFAR as image files in ROOT/cifar10/{train,test}/<class>/, as some distri
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +24,9 @@ from torchvision import datasets
 from .. import machine
 from ..config import RECIPES, one_of, require
 from ..results import resolve
-from .folder import threads
+from .checks import why_no_probe
+from .download import say
 
-HASHED_AT_ONCE = 1 << 24  # bytes
 # Training and test images, classes, and the training images' mean colour, by which CIFAR is known.
 CIFAR = {
     "cifar10": (50_000, 10_000, 10, (0.4914, 0.4822, 0.4465)),
@@ -102,6 +100,8 @@ def load(
     mirrors: Sequence[str] | None = None,
     image_size: int | None = None,
     skip_bad: bool = False,
+    white: int | None = None,
+    megapixels: int | None = None,
     progress: bool = True,
 ) -> ImageData:
     """Load a data set by name.
@@ -115,7 +115,8 @@ def load(
         mirrors: addresses of folders to fetch archives from first; None: DCOPY_MIRROR, separated by spaces.
         image_size: side in pixels to which the images of a folder are brought, 32 by default; the
             other data sets keep their own.
-        skip_bad: leave unreadable files of a folder out, and say how many, instead of raising.
+        skip_bad, white, megapixels: which files of a folder to leave out, and how bright 16-bit grey is,
+            see `dcopy.data.folder.read`.
         progress: print a line per step, and show a bar where somebody watches.
 
     Returns:
@@ -136,7 +137,11 @@ def load(
         from . import folder
 
         size = RECIPES["folder"].image_size if image_size is None else image_size
-        return ImageData(name, **folder.read(resolve(path), root, size, skip_bad=skip_bad, progress=progress))
+        choices = {"skip_bad": skip_bad, "white": white, "megapixels": megapixels, "progress": progress}
+        data = ImageData(name, **folder.read(resolve(path), root, size, **choices))
+        if reason := why_no_probe(data):
+            say(f"{reason}, while pretraining needs no labels", progress)
+        return data
     known = [*(recipe for recipe in RECIPES if recipe != "folder"), "folder:PATH"]
     require("name", name, name in known[:-1], one_of(known))
     if name == "digits":
@@ -152,61 +157,6 @@ def describe(data: ImageData) -> str:
         f"{data.name}: {len(data.train):,} train, {unlabeled:,} unlabeled, {len(data.test):,} test "
         f"images of {size}, {len(data.classes)} classes"
     )
-
-
-def check_images(images: Tensor) -> None:
-    """Check a tensor of images that a user passes to pretraining.
-
-    Args:
-        images: (N, C, H, W), N at least 1, C 1 or 3; uint8, or floating point and finite.
-
-    Raises:
-        ValueError: wrong dtype or shape, or NaN or infinity; the message names the first bad image.
-
-    >>> check_images(torch.full((2, 1, 4, 4), float("nan")))
-    Traceback (most recent call last):
-    ValueError: image 0 has NaN or infinite values (2 of 2 images do)
-    """
-    if (
-        not isinstance(images, Tensor)
-        or images.dim() != 4
-        or images.shape[1] not in (1, 3)
-        or 0 in images.shape
-    ):
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"a tensor of shape (N, 1 or 3, H, W) expected, got {got}")
-    if images.dtype == torch.uint8:
-        return
-    if not images.is_floating_point():
-        raise ValueError(f"images of dtype uint8 or floating point expected, got {images.dtype}")
-    bad = ~torch.isfinite(images).flatten(1).all(1)  # (N,)
-    if bad.any():
-        first, count = bad.int().argmax().item(), bad.sum().item()
-        raise ValueError(f"image {first} has NaN or infinite values ({count} of {len(images)} images do)")
-
-
-def fingerprint(*tensors: Tensor) -> str:
-    """Sixteen hexadecimal digits over the content of tensors: the same images, the same digits.
-
-    Blocks are hashed side by side, as hashlib releases the interpreter lock: 1 GB takes seconds at most.
-
-    Args:
-        tensors: each (N, ...), of any dtype and on any device.
-
-    >>> fingerprint(load("digits").train)
-    '8864e0a70ebc49b3'
-    """
-
-    def digest(block: Tensor) -> bytes:
-        return hashlib.sha256(block.cpu().contiguous().view(torch.uint8).numpy()).digest()
-
-    whole = hashlib.sha256()
-    with ThreadPoolExecutor(threads()) as pool:
-        for tensor in tensors:
-            whole.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            rows = max(1, HASHED_AT_ONCE // max(1, tensor[:1].nbytes))
-            whole.update(b"".join(pool.map(digest, tensor.detach().split(rows))))
-    return whole.hexdigest()[:16]
 
 
 def _kind(tensor: Tensor) -> str:

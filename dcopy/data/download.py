@@ -13,6 +13,7 @@ import http.client
 import os
 import shutil
 import ssl
+import sys
 import tarfile
 import time
 import urllib.error
@@ -110,7 +111,8 @@ def alone(folder: Path, progress: bool) -> Iterator[None]:
 
 def say(line: str, progress: bool) -> None:
     if progress:
-        print(line, flush=True)
+        encoding = sys.stdout.encoding or "utf-8"  # of a terminal that may know no accents
+        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def _faults(kind: type, root: Path) -> list[str]:

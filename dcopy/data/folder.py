@@ -9,62 +9,57 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import machine
 from ..config import require
+from ..machine import shown
 from ..progress import wants_bar
 from ..results import atomic, read_json, write_json, write_text
-from .decode import decode
+from .decode import WHITE, Decoded, decode, read_file
 from .download import alone, say
+from .listing import Listing, find
 
-FORMAT = 1  # part of the cache's name: raise it when the same file shall decode to other numbers
+FORMAT = 2  # part of the cache's name: raise it when the same file shall decode to other numbers
 MOST_THREADS = 16
 BLOCK = 128  # images under way at once: bounds the memory, and the wait after an interrupt
-UNLABELED = -1  # label of an image without a class
-
-LAYOUTS = (
-    "train/<class>/ with optional test/<class>/ (or val/<class>/) and unlabeled/, or unlabeled/ alone, "
-    "or images and no folders"
-)
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The files of a folder: names of the classes, and for each split its files and their labels."""
-
-    path: Path
-    classes: tuple[str, ...]
-    files: dict[str, list[Path]]
-    labels: dict[str, list[int]]
-
-    def all_files(self) -> list[Path]:
-        return [file for files in self.files.values() for file in files]
-
-
-def read(path: Path, root: Path, image_size: int, *, skip_bad: bool = False, progress: bool = True) -> dict:
+def read(
+    path: Path,
+    root: Path,
+    image_size: int,
+    *,
+    skip_bad: bool = False,
+    white: int | None = None,
+    megapixels: int | None = None,
+    progress: bool = True,
+) -> dict:
     """Read a folder of images through its cache.
 
     Layouts: `train/<class>/*`, with optional `test/<class>/*` (`val/` where there is no `test/`)
-    and `unlabeled/*`; or `unlabeled/*` alone; or images right in the folder, all unlabelled.
-    Class folders and `unlabeled/` are searched in depth; hidden files are not looked at. Each image
-    becomes a square as `decode.decode` says.
+    and `unlabeled/*`; or `unlabeled/*` alone; or images right in the folder, all unlabelled. Other
+    common names of the splits are understood, see `listing.SPLITS`. Class folders and `unlabeled/` are
+    searched in depth; what is hidden, or left behind by systems and cameras, is not looked at. Classes
+    whose names look the same are one. Each image becomes a square as `decode.decode` says.
 
     Args:
         path: the folder.
         root: the data root, for the cache.
         image_size: side of the images returned, pixels.
-        skip_bad: leave unreadable files out and say how many, instead of raising.
+        skip_bad: leave unreadable files out and say how many, instead of raising; also by DCOPY_SKIP_BAD=1.
+        white: grey value of 16-bit files that is white; None: DCOPY_WHITE, else 65535.
+        megapixels: size of the largest image; None: DCOPY_MEGAPIXELS, else Pillow's limit, about 179.
         progress: print a line per step, and show a bar where somebody watches.
 
     Returns:
@@ -73,7 +68,7 @@ def read(path: Path, root: Path, image_size: int, *, skip_bad: bool = False, pro
     Raises:
         ValueError: no images, an empty class, a test class that train lacks, an unreadable file;
             the message names the folder or file.
-        OSError: the cache cannot be written, or a file not be opened.
+        OSError: the cache cannot be written, or a folder not be opened.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -83,81 +78,66 @@ def read(path: Path, root: Path, image_size: int, *, skip_bad: bool = False, pro
     torch.Size([1, 3, 32, 32])
     """
     require("image_size", image_size, image_size >= 1, "a number of pixels, at least 1")
+    skip_bad = skip_bad or os.environ.get("DCOPY_SKIP_BAD", "0") not in ("", "0")
+    white = _setting("DCOPY_WHITE", white, WHITE)
+    megapixels = _setting("DCOPY_MEGAPIXELS", megapixels, 0)
     listing = find(path)
     caches = root / "folders"
-    cache = caches / f"{_content_key(listing, caches)}-{image_size}"
+    choices = (f"-white{white}" if white != WHITE else "") + (f"-{megapixels}mp" if megapixels else "")
+    cache = caches / f"{_content_key(listing, caches)}-{image_size}{choices}"
     if not (cache / "meta.json").exists():
         with alone(cache, progress):
             if not (cache / "meta.json").exists():  # another process was faster
-                _decode_all(listing, cache, image_size, skip_bad, progress)
-    skipped = read_json(cache / "meta.json")["skipped"]
-    if skipped and not skip_bad:
-        raise ValueError(_complaint(listing, skipped))
-    if skipped:
-        say(f"{path}: {len(skipped)} unreadable files left out, the first {skipped[0]}", progress)
+                with _largest(megapixels):
+                    _decode_all(listing, cache, image_size, white, skip_bad, progress)
+    meta = read_json(cache / "meta.json")
+    if meta["skipped"] and not skip_bad:
+        raise ValueError(_complaint(listing, meta["skipped"]))
+    for note in (*listing.notes, *_notes(meta, white)):
+        say(f"{shown(path)}: {note}", progress)
     return _fields(listing, cache, image_size)
 
 
-def find(path: Path) -> Listing:
-    """List the images of a folder by the layouts of `read`, each level in natural order (2 before 10).
+def _setting(name: str, given: int | None, default: int) -> int:
+    """What an argument says, else an environment variable, else nobody.
 
-    Raises:
-        ValueError: as `read`, but for what only decoding shows.
+    >>> _setting("DCOPY_NO_SUCH_VARIABLE", None, 3)
+    3
     """
-    if not path.is_dir():
-        raise ValueError(f"{path} is not a folder")
-    classes = tuple(entry.name for entry in _visible(path / "train"))
-    files, labels = {}, {}
-    test = "test" if (path / "test").is_dir() else "val"
-    for split, folder in (("train", path / "train"), ("test", path / test)):
-        if folder.is_dir():
-            found = list(_labelled(folder, classes))
-            files[split] = [file for file, _ in found]
-            labels[split] = [label for _, label in found]
-    unlabeled = list(_walk(path / "unlabeled"))
-    if not files and not unlabeled:
-        unlabeled = _visible(path)
-        if not unlabeled or any(entry.is_dir() for entry in unlabeled):
-            raise ValueError(f"{path} holds no images in a known layout: {LAYOUTS}")
-    if unlabeled:
-        files["unlabeled"], labels["unlabeled"] = unlabeled, [UNLABELED] * len(unlabeled)
-    return Listing(path, classes, files, labels)
+    text = os.environ.get(name, "") if given is None else str(given)
+    require(name, text, not text or (text.isdecimal() and 0 < int(text) <= WHITE), f"from 1 to {WHITE}")
+    return int(text or default)
 
 
-def _labelled(folder: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
-    """Yield the images of `folder/<class>/` with their labels."""
-    entries = _visible(folder)
-    if not entries:
-        raise ValueError(f"{folder} has no class folders; known layouts: {LAYOUTS}")
-    for entry in entries:
-        if not entry.is_dir():
-            raise ValueError(f"{entry} is in no class folder; images without a class go to unlabeled/")
-        if entry.name not in classes:
-            raise ValueError(f"{entry} is a class that train/ lacks; it has {', '.join(classes) or 'none'}")
-        files = list(_walk(entry))
-        if not files:
-            raise ValueError(f"{entry} is a class without images")
-        label = classes.index(entry.name)
-        yield from ((file, label) for file in files)
+@contextlib.contextmanager
+def _largest(megapixels: int) -> Iterator[None]:
+    """Let Pillow open images of this size, without warnings: what it cannot read is reported as an error."""
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        if megapixels:
+            Image.MAX_IMAGE_PIXELS = megapixels * 500_000  # Pillow refuses what is twice as large
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for entry in _visible(folder):
-        if entry.is_dir():
-            yield from _walk(entry)
-        else:
-            yield entry
-
-
-def _visible(folder: Path) -> list[Path]:
-    """Return what a folder holds but hidden files, in natural order; nothing if there is no folder."""
-    entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted((entry for entry in entries if not entry.name.startswith(".")), key=_natural)
-
-
-def _natural(path: Path) -> tuple:
-    parts = re.split(r"([0-9]+)", path.name)  # text and digits in turn, text first
-    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], path.name
+def _notes(meta: dict, white: int) -> Iterator[str]:
+    """What a user should know of the decoded images."""
+    if meta["skipped"]:
+        yield f"{len(meta['skipped'])} unreadable files left out, the first {shown(meta['skipped'][0])}"
+    deep, flat = meta["brightest"]["deep"], meta["brightest"]["flat"]
+    if deep is not None and deep <= white // 2:
+        full = 2 ** max(deep, 1).bit_length() - 1
+        yield (
+            f"grey values of its 16-bit files end at {deep:,}, where {white:,} is white, so they are dark; "
+            f"DCOPY_WHITE={full} makes {full:,} white"
+        )
+    if deep is not None and deep > white:
+        yield f"grey values up to {deep:,} were cut off at {white:,}, as DCOPY_WHITE says"
+    if flat is not None and flat < 64:
+        yield f"its brightest value is {flat} of 255, as in masks, or in colour of 16 bits that uses a few"
 
 
 def _content_key(listing: Listing, caches: Path) -> str:
@@ -166,18 +146,35 @@ def _content_key(listing: Listing, caches: Path) -> str:
     The bytes are read when path, size or a time of any file is new; else the digest is remembered.
     """
     files = {str(file.relative_to(listing.path)): file for file in listing.all_files()}
-    stats = {name: file.stat() for name, file in files.items()}
-    seen = [f"{name}\0{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}" for name, stat in stats.items()]
-    remembered = caches / f"{_digest(str(listing.path), *seen)}.seen"
-    if remembered.exists():
-        return remembered.read_text()
     with ThreadPoolExecutor(threads()) as pool:
-        contents = pool.map(lambda file: hashlib.sha256(file.read_bytes()).hexdigest(), files.values())
-        lines = [f"{name}\0{content}" for name, content in zip(files, contents, strict=True)]
-    key = _digest(str(FORMAT), *lines)
-    with contextlib.suppress(OSError):  # a read-only root may still hold the cache itself
-        write_text(remembered, key)
+        seen = [
+            f"{name}\0{times}" for name, times in zip(files, pool.map(_times, files.values()), strict=True)
+        ]
+        remembered = caches / f"{_digest(str(listing.path), *seen)}.seen"
+        if remembered.exists():
+            return remembered.read_text()
+        contents = dict(zip(files, pool.map(_content, files.values()), strict=True))
+    key = _digest(str(FORMAT), *(f"{name}\0{content}" for name, content in contents.items()))
+    if None not in contents.values():  # what cannot be read today may be there tomorrow
+        with contextlib.suppress(OSError):  # a read-only root may still hold the cache itself
+            write_text(remembered, key)
     return key
+
+
+def _times(file: Path) -> str:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        return str(error.strerror)
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+
+def _content(file: Path) -> str | None:
+    """Digest of a file's bytes; None: it cannot be read."""
+    try:
+        return hashlib.sha256(read_file(file)).hexdigest()
+    except ValueError:
+        return None
 
 
 def _digest(*lines: str) -> str:
@@ -189,13 +186,18 @@ def threads() -> int:
     return min(MOST_THREADS, machine.cores())
 
 
-def _decode_all(listing: Listing, cache: Path, image_size: int, skip_bad: bool, progress: bool) -> None:
+def _decode_all(
+    listing: Listing, cache: Path, image_size: int, white: int, skip_bad: bool, progress: bool
+) -> None:
     """Write images and labels of each split, and last `meta.json`, the sign of a complete cache."""
     for left in cache.glob(".*.tmp"):  # by a process that was killed; we hold the lock
         left.unlink()
     total, workers = len(listing.all_files()), threads()
-    say(f"{listing.path}: decoding {total:,} images to {image_size} pixels, threads: {workers}", progress)
-    skipped = []
+    say(
+        f"{shown(listing.path)}: decoding {total:,} images to {image_size} pixels, threads: {workers}",
+        progress,
+    )
+    skipped, brightest = [], {"deep": None, "flat": None}  # grey of 16 bits, and all else
 
     def leave_out(file: Path, error: ValueError) -> None:
         skipped.append(f"{file.relative_to(listing.path)}: {error}")
@@ -208,27 +210,30 @@ def _decode_all(listing: Listing, cache: Path, image_size: int, skip_bad: bool, 
             labels, kept = listing.labels[split], []
             with atomic(cache / f"{split}.npy") as temporary, temporary.open("wb") as out:
                 _write_header(out, len(files), image_size)
-                for index, image in _decoded(pool, files, image_size, leave_out):
-                    out.write(image.tobytes())
+                for index, image in _decoded(pool, files, image_size, white, leave_out):
+                    out.write(image.pixels.tobytes())
                     kept.append(labels[index])
+                    kind = "deep" if image.deep else "flat"
+                    brightest[kind] = max(brightest[kind] or 0, image.brightest)
                     bar.update()
                 _write_header(out, len(kept), image_size)
             if lost := set(labels) - set(kept):
-                raise ValueError(f"{files[labels.index(min(lost))].parent} has no readable image")
+                raise ValueError(f"{shown(files[labels.index(min(lost))].parent)} has no readable image")
             with atomic(cache / f"{split}_labels.npy") as temporary, temporary.open("wb") as out:
                 np.save(out, np.array(kept, dtype=np.int64))
-    write_json(cache / "meta.json", {"skipped": skipped})
+    write_json(cache / "meta.json", {"skipped": skipped, "brightest": brightest})
 
 
 def _decoded(
     pool: ThreadPoolExecutor,
     files: list[Path],
     image_size: int,
+    white: int,
     leave_out: Callable[[Path, ValueError], None],
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[int, Decoded]]:
     """Yield index and image of each readable file in order, and hand over the others."""
     for start in range(0, len(files), BLOCK):
-        images = [pool.submit(decode, file, image_size) for file in files[start : start + BLOCK]]
+        images = [pool.submit(decode, file, image_size, white) for file in files[start : start + BLOCK]]
         for index, image in enumerate(images, start):
             try:
                 decoded = image.result()
@@ -246,7 +251,7 @@ def _write_header(file: BinaryIO, count: int, image_size: int) -> None:
 
 
 def _complaint(listing: Listing, skipped: list[str]) -> str:
-    return f"{listing.path / skipped[0]}; skip_bad leaves such files out"
+    return f"{shown(listing.path / skipped[0])}; skip_bad leaves such files out, as does DCOPY_SKIP_BAD=1"
 
 
 def _fields(listing: Listing, cache: Path, image_size: int) -> dict:

@@ -117,11 +117,10 @@ def evaluate(
         data_fingerprint (of images and labels), protocol, seconds.
 
     Raises:
-        ValueError: the data set has no labelled training images or no test images.
+        ValueError: the data set lacks labelled images of a split, a second class, or images of a class.
     """
-    for split, part in (("train", images.train), ("test", images.test)):
-        if len(part) == 0:
-            raise ValueError(f"{images.name} has no labelled {split} images; a probe needs {split}/<class>/*")
+    if reason := data.why_no_probe(images):
+        raise ValueError(reason)
     start, settings = time.perf_counter(), protocol(images, draws, k)
     train_y, test_y = images.train_labels.numpy(), images.test_labels.numpy()
     train_x = cached_features(encoder, images.train, cache)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 import warnings
@@ -51,7 +52,7 @@ def linear_probe(
 
     Args:
         train_x, test_x: (N, d) and (M, d) features.
-        train_y, test_y: (N,) and (M,) labels.
+        train_y, test_y: (N,) and (M,) labels, of whatever type.
         C_grid: inverse strengths of the l2 penalty to choose from.
         validation: held-out part of the training set, in (0, 1).
         max_iter: of the L-BFGS solver.
@@ -61,13 +62,19 @@ def linear_probe(
         accuracy, C, validation_accuracy, converged, iterations, seconds.
 
     Raises:
-        ValueError: the numbers of features and labels differ, or a feature is not finite.
+        ValueError: the numbers of features and labels differ, a feature is not finite, or there are
+            fewer than two classes, or than two training images of one.
     """
-    _check(train_x, train_y)
-    _check(test_x, test_y)
+    names = np.asarray(train_y)
+    train_x, train_y, test_x, test_y = _checked(train_x, train_y, test_x, test_y)
     start = time.perf_counter()
+    counts = np.bincount(train_y)[train_y]  # (N,) images of the same class
+    if counts.min() < 2:
+        scarce = names[counts.argmin()]
+        raise ValueError(f"class {scarce} has one training image; a probe needs two of each class")
+    held_out = max(math.ceil(validation * len(train_y)), len(np.unique(train_y)))  # one of each, if few
     fit_x, held_x, fit_y, held_y = train_test_split(
-        train_x, train_y, test_size=validation, stratify=train_y, random_state=seed
+        train_x, train_y, test_size=held_out, stratify=train_y, random_state=seed
     )
     model = LogisticRegression(tol=TOLERANCE, max_iter=max_iter, warm_start=True)
     scaler = StandardScaler().fit(fit_x)
@@ -133,14 +140,13 @@ def knn_probe(
 
     Args:
         train_x, test_x: (N, d) and (M, d) features.
-        train_y, test_y: (N,) and (M,) labels.
+        train_y, test_y: (N,) and (M,) labels, of whatever type.
 
     Raises:
         ValueError: the numbers of features and labels differ, a feature is not finite, or k or
             temperature is not positive.
     """
-    _check(train_x, train_y)
-    _check(test_x, test_y)
+    train_x, train_y, test_x, test_y = _checked(train_x, train_y, test_x, test_y)
     require("k", k, k >= 1, "an integer of at least 1")
     require("temperature", temperature, temperature > 0, "a positive number")
     bank = nn.functional.normalize(torch.from_numpy(train_x), dim=1)  # (N, d)
@@ -173,7 +179,7 @@ def label_efficiency(
 
     Args:
         train_x, test_x: (N, d) and (M, d) features.
-        train_y, test_y: (N,) and (M,) labels.
+        train_y, test_y: (N,) and (M,) labels, of whatever type.
         labels_per_class: numbers of labels.
         draws: random choices of the labelled images.
 
@@ -184,8 +190,7 @@ def label_efficiency(
     Raises:
         ValueError: a class has fewer images than labels are asked for.
     """
-    _check(train_x, train_y)
-    _check(test_x, test_y)
+    train_x, train_y, test_x, test_y = _checked(train_x, train_y, test_x, test_y)
     require("draws", draws, draws >= 1, "an integer of at least 1")
     scaler = StandardScaler().fit(train_x)
     train_x, test_x = scaler.transform(train_x), scaler.transform(test_x)
@@ -218,13 +223,25 @@ def choose_labels(labels: np.ndarray, number: int, draw: int) -> np.ndarray:
     )
 
 
-def _check(x: np.ndarray, y: np.ndarray) -> None:
-    if len(x) != len(y):
-        raise ValueError(f"{len(x)} features, but {len(y)} labels")
-    if not np.isfinite(x).all():
+def _checked(train_x, train_y, test_x, test_y) -> tuple[np.ndarray, ...]:
+    """Features as floating point, and labels of whatever type as their ranks among all labels, int64."""
+    features, labels = [np.asarray(x) for x in (train_x, test_x)], [np.asarray(y) for y in (train_y, test_y)]
+    for x, y in zip(features, labels, strict=True):
+        if x.ndim != 2 or y.ndim != 1:
+            raise ValueError(f"features (N, d) and labels (N,) expected, got {x.shape} and {y.shape}")
+        if len(x) != len(y):
+            raise ValueError(f"{len(x)} features, but {len(y)} labels")
+        if not np.isfinite(x).all():
+            bad = np.flatnonzero(~np.isfinite(x).all(axis=1))[0]
+            raise ValueError(f"features of image {bad} are not finite")
+    names, ranks = np.unique(np.concatenate(labels), return_inverse=True)
+    train_y, test_y = np.split(ranks.astype(np.int64), [len(labels[0])])
+    if len(np.unique(train_y)) < 2:
         raise ValueError(
-            f"features of image {int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])} are not finite"
+            f"all {len(train_y)} training images are of class {names[train_y[0]]}; a probe needs two"
         )
+    train_x, test_x = (x if x.dtype.kind == "f" else x.astype(np.float32) for x in features)
+    return train_x, train_y, test_x, test_y
 
 
 def reference_probe(
@@ -239,8 +256,7 @@ def reference_probe(
     Returns:
         best (accuracy over the epochs), last (accuracy after the last one), best_epoch.
     """
-    _check(train_x, train_y)
-    _check(test_x, test_y)
+    train_x, train_y, test_x, test_y = _checked(train_x, train_y, test_x, test_y)
     scaler = StandardScaler().fit(train_x)
     x, x_test = (torch.from_numpy(scaler.transform(part)).float() for part in (train_x, test_x))
     y, y_test = torch.as_tensor(train_y), torch.as_tensor(test_y)

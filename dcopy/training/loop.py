@@ -71,7 +71,8 @@ def pretrain(
     device, _ = hardware.choose(device, config.precision)
     with ranks.joined(config, device, timeout_minutes) as group, contextlib.ExitStack() as held:
         if images is None:
-            options = {"image_size": config.image_size, "skip_bad": skip_bad, "progress": group.rank == 0}
+            said = progress and group.rank == 0
+            options = {"image_size": config.image_size, "skip_bad": skip_bad, "progress": said}
             images = group.in_turn(lambda: data.load(config.dataset, data_root, **options)).pretrain()
         data.check_images(images)
         allowed = f"at most the {len(images)} images"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dcopy.data import ImageData, check_images, datasets, describe, load
+from dcopy.data import ImageData, check_images, datasets, describe, fingerprint, load, why_no_probe
 
 
 def rows(images):
@@ -158,3 +158,40 @@ def test_load_names_the_data_sets_it_knows():
         match="name='mnist' is not allowed; it must be one of digits, cifar10, cifar100, stl10, folder:PATH",
     ):
         load("mnist")
+
+
+# what a probe needs
+
+LACKS = [
+    ({"train": (), "train_labels": ()}, "has no labelled train images; a probe needs train/<class>/*"),
+    ({"test": (), "test_labels": ()}, "has no labelled test images; a probe needs test/<class>/*"),
+    ({"train_labels": (0, 0, 0, 1)}, "has too few training images of class dog (1); a probe needs two of"),
+    ({"train_labels": (1, 1, 1, 1)}, "has too few training images of class cat (0)"),
+    ({"classes": ("cat",), "train_labels": (0,) * 4, "test_labels": (0, 0)}, "has one class, cat; a probe"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), LACKS)
+def test_what_a_data_set_lacks_for_a_probe_is_said(changes, message):
+    images, labels = torch.empty(0, 3, 8, 8, dtype=torch.uint8), {"train_labels", "test_labels"}
+    fields = {
+        name: torch.tensor(value, dtype=torch.int64) if name in labels else value or images
+        for name, value in changes.items()
+    }
+    assert why_no_probe(small_data(**fields)).startswith(f"small {message}")
+    assert why_no_probe(small_data()) == ""
+
+
+# fingerprint
+
+
+def test_a_fingerprint_is_of_content_shape_and_type(monkeypatch):
+    images = torch.randint(256, (50, 3, 4, 4), dtype=torch.uint8)
+    other = images.clone()
+    other[49, 2, 3, 3] ^= 1
+    variants = [images, other, images.flip(0), images[:49], images.view(50, 3, 2, 8), images.view(torch.int8)]
+    variants += [images.float(), images.bfloat16(), images[:0]]
+    found = [fingerprint(variant) for variant in variants]
+    assert len(set(found)) == len(found)
+    assert fingerprint(images.clone()) == fingerprint(images.mT.contiguous().mT) == found[0]
+    assert fingerprint(images, other) not in (found[0], fingerprint(other, images))

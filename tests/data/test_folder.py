@@ -1,8 +1,10 @@
-"""A user's own images: layouts, modes, damage, and the cache."""
+"""A user's own images: modes, damage, and the cache."""
 
+import errno
 import io
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -11,120 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers.pictures import SIDE, picture, pixels, put, read, two_classes
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import functional as F
 
-from dcopy.data import describe, folder, load
-
-SIDE = 8
-
-
-@pytest.fixture
-def root(tmp_path):
-    """The data root, where the cache lies."""
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """A folder to fill with images."""
-    (tmp_path / "photos").mkdir()
-    return tmp_path / "photos"
-
-
-def picture(seed=0, size=(SIDE, SIDE)):
-    return Image.fromarray(np.random.default_rng(seed).integers(256, size=(*size[::-1], 3), dtype=np.uint8))
-
-
-def put(file, image=None, **options):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    (image or picture(len(file.name))).save(file, **options)
-    return file
-
-
-def two_classes(photos):
-    for seed, name in enumerate(("cat/1.png", "cat/10.png", "cat/2.png", "dog/a.png")):
-        put(photos / "train" / name, picture(seed))
-    return photos
-
-
-def read(photos, root, **options):
-    return load(f"folder:{photos}", root, **({"image_size": SIDE} | options))
-
-
-def pixels(image):
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
-
-
-# layouts
-
-
-@pytest.mark.parametrize("test", ["test", "val"])
-def test_train_and_test_folders(photos, root, test):
-    two_classes(photos)
-    put(photos / test / "dog" / "b.png")
-    data = read(photos, root)
-    assert data.classes == ("cat", "dog")
-    assert data.train_labels.tolist() == [0, 0, 0, 1] and data.test_labels.tolist() == [1]
-    assert data.unlabeled is None
-
-
-def test_files_come_in_natural_order(photos, root):
-    two_classes(photos)
-    files = [photos / "train" / name for name in ("cat/1.png", "cat/2.png", "cat/10.png", "dog/a.png")]
-    assert torch.equal(read(photos, root).train, torch.stack([pixels(Image.open(file)) for file in files]))
-
-
-def test_classes_come_in_natural_order(photos, root):
-    for name in ("class10", "class2", "Class3"):
-        put(photos / "train" / name / "x.png")
-    assert read(photos, root).classes == ("class2", "Class3", "class10")
-
-
-def test_images_right_in_the_folder_are_unlabelled(photos, root):
-    put(photos / "a.png")
-    put(photos / "b.png")
-    (photos / ".DS_Store").write_bytes(b"not an image, and hidden")
-    data = read(photos, root)
-    assert describe(data).endswith("0 train, 2 unlabeled, 0 test images of 3x8x8, 0 classes")
-    assert data.pretrain().shape == (2, 3, SIDE, SIDE)
-
-
-def test_unlabelled_images_join_train_for_pretraining_only(photos, root):
-    two_classes(photos)
-    put(photos / "unlabeled" / "deep" / "down" / "c.png")
-    put(photos / "test" / "cat" / "t.png", picture(77))
-    data = read(photos, root)
-    assert len(data.train) == 4 and len(data.unlabeled) == 1 and len(data.pretrain()) == 5
-    assert not (data.pretrain() == data.test[0]).flatten(1).all(1).any()
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        ([], r"photos holds no images in a known layout: train/<class>/"),
-        (["cat/a.png"], r"photos holds no images in a known layout"),
-        (["train/a.png"], r"train/a.png is in no class folder"),
-        (["train/cat/a.png", "train/dog/"], r"train/dog is a class without images"),
-        (["train/cat/a.png", "test/dog/"], r"test/dog is a class that train/ lacks; it has cat"),
-        (["train/cat/a.png", "test/"], r"test has no class folders"),
-        (["train/"], r"train has no class folders"),
-    ],
-)
-def test_a_layout_that_cannot_be_used_is_named(photos, root, names, message):
-    for name in names:
-        if name.endswith("/"):
-            (photos / name).mkdir(parents=True)
-        else:
-            put(photos / name)
-    with pytest.raises(ValueError, match=message):
-        read(photos, root)
-
-
-def test_a_folder_that_is_not_there_is_named(photos, root):
-    with pytest.raises(ValueError, match="photos/none is not a folder"):
-        read(photos / "none", root)
-
+from dcopy.data import folder, load
 
 # geometry
 
@@ -150,12 +43,41 @@ def test_the_default_size_is_that_of_the_recipe(photos, root):
     assert load(f"folder:{photos}", root).unlabeled.shape == (1, 3, 32, 32)
 
 
-def test_exif_rotation_is_applied(photos, root):
+def oriented(orientation, *entries):
+    """EXIF data with an orientation and further entries (tag, type, count, four bytes)."""
+    ifd = [(0x0112, 3, 1, struct.pack("<HH", orientation, 0)), *entries]
+    fields = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in ifd)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(ifd)) + fields + bytes(4)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
+def test_exif_orientation_is_applied(photos, root, orientation, name):
+    file = put(photos / name, picture(3), exif=oriented(orientation), **WAYS.get(name, {}))
+    expected = ImageOps.exif_transpose(Image.open(file))
+    assert torch.equal(read(photos, root).unlabeled[0], pixels(expected))
+
+
+WAYS = {"a.webp": {"lossless": True}}
+UNWRITABLE = {  # good photos, whose data Pillow reads but cannot write
+    "text that is a number": (0x0131, 11, 1, struct.pack("<f", 1.5)),
+    "a negative width": (0x0100, 9, 1, struct.pack("<i", -1)),
+    "a negative short": (0x0103, 8, 1, struct.pack("<hH", -1, 0)),
+}
+
+
+@pytest.mark.parametrize("entry", UNWRITABLE.values(), ids=UNWRITABLE)
+def test_of_exif_data_only_the_orientation_is_needed(photos, root, entry):
     upright = picture(3)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    put(photos / "turned.png", upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    put(photos / "a.png", upright.transpose(Image.Transpose.ROTATE_90), exif=oriented(6, entry))
     assert torch.equal(read(photos, root).unlabeled[0], pixels(upright))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0", b"Exif\0\0garbage", oriented(6)[:-8]])
+def test_exif_data_that_cannot_be_read_turn_nothing(photos, root, exif):
+    put(photos / "a.png", picture(3), exif=exif)
+    assert torch.equal(read(photos, root).unlabeled[0], pixels(picture(3)))
 
 
 # modes: each image is a known colour
@@ -208,6 +130,63 @@ def test_every_mode_becomes_rgb(photos, root, name):
 def test_pixels_without_a_known_range_are_refused(photos, root, image, message):
     put(photos / "x.tif", image)
     with pytest.raises(ValueError, match=rf"x.tif: not a readable image \({message}"):
+        read(photos, root)
+
+
+# grey of 16 bits that uses a part of its range
+
+
+def deep(photos, *brightest):
+    for number, value in enumerate(brightest):
+        values = np.linspace(0, value, SIDE * SIDE).reshape(SIDE, SIDE).round().astype(np.uint16)
+        put(photos / f"{number}.png", Image.fromarray(values))
+
+
+@pytest.mark.parametrize(("brightest", "white"), [(3983, 4095), (1000, 1023), (255, 255), (16383, 16383)])
+def test_dark_grey_is_said_and_can_be_scaled(photos, root, brightest, white, capsys, monkeypatch):
+    deep(photos, 100, brightest)
+    put(photos / "photo.png")  # whose brightness is another matter
+    for _ in range(2):  # decoded, then from the cache
+        assert read(photos, root).unlabeled[1].max() <= 64
+        said = capsys.readouterr().out
+        assert (
+            f"grey values of its 16-bit files end at {brightest:,}" in said
+            and f"DCOPY_WHITE={white} " in said
+        )
+    monkeypatch.setenv("DCOPY_WHITE", str(white))
+    scaled = read(photos, root).unlabeled
+    assert scaled[1].max() == round(brightest / white * 255) and "DCOPY_WHITE" not in capsys.readouterr().out
+    monkeypatch.delenv("DCOPY_WHITE")
+    assert torch.equal(read(photos, root, white=white).unlabeled, scaled)
+
+
+def test_grey_beyond_white_is_cut_off_and_said(photos, root, capsys):
+    deep(photos, 60_000)
+    assert read(photos, root, white=4095).unlabeled.max() == 255
+    assert "grey values up to 60,000 were cut off at 4,095" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("levels", [1, 15])
+def test_pictures_that_are_nearly_black_are_said(photos, root, levels, capsys):
+    put(photos / "mask.png", Image.new("L", (SIDE, SIDE), levels))
+    read(photos, root)
+    assert f"its brightest value is {levels} of 255" in capsys.readouterr().out
+
+
+def test_pictures_of_the_whole_range_need_no_word(photos, root, capsys):
+    deep(photos, 40_000)
+    put(photos / "photo.png")
+    read(photos, root)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and "decoding" in said[0] and "no labelled train images" in said[1]
+
+
+@pytest.mark.parametrize("name", ["DCOPY_WHITE", "DCOPY_MEGAPIXELS"])
+@pytest.mark.parametrize("text", ["0", "-1", "70000", "much"])
+def test_a_bad_setting_is_named(photos, root, monkeypatch, name, text):
+    put(photos / "a.png")
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ValueError, match=f"{name}='{text}' is not allowed; it must be from 1 to 65535"):
         read(photos, root)
 
 
@@ -266,6 +245,72 @@ def test_a_zip_bomb_is_refused(photos, root, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"bomb\.png: not a readable image \(Image size .* exceeds limit"):
         read(photos, root)
+
+
+def test_a_very_large_image_can_be_let_in(photos, root, monkeypatch, capsys):
+    put(photos / "a.png")
+    put(photos / "large.png", Image.new("RGB", (1000, 900), "red"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"large\.png: .*DCOPY_MEGAPIXELS=500 lets larger ones in"):
+        read(photos, root)
+    assert len(read(photos, root, skip_bad=True).unlabeled) == 1
+    monkeypatch.setenv("DCOPY_MEGAPIXELS", "1")
+    data = read(photos, root)
+    assert data.unlabeled[1].float().mean((1, 2)).tolist() == [255, 0, 0]
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_heic_is_read_with_its_package(photos, root):
+    pytest.importorskip("pillow_heif")
+    put(photos / "phone.heic", Image.new("RGB", (64, 64), (200, 100, 50)))
+    colour = read(photos, root).unlabeled.float().mean((0, 2, 3))
+    assert (colour - torch.tensor([200.0, 100.0, 50.0])).abs().max() < 4
+
+
+def test_heic_without_its_package_is_told_what_it_takes(photos, root, monkeypatch):
+    def unidentified(*args):
+        raise UnidentifiedImageError
+
+    (photos / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic and so on")  # named as some phones do
+    monkeypatch.setattr(Image, "open", unidentified)
+    with pytest.raises(ValueError, match=r"phone\.jpg: .* HEIC, which takes `pip install pillow-heif`"):
+        read(photos, root)
+
+
+UNREADABLE = {
+    "a broken link": (lambda file: file.symlink_to("nowhere"), "a link to a file that is not there"),
+    "a link to itself": (lambda file: file.symlink_to(file.name), "cannot be opened|a link to a file"),
+    "a pipe": (os.mkfifo, "not a file"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_is_no_file_is_named_or_left_out(photos, root, make, message):
+    two_classes(photos)
+    make(photos / "train" / "cat" / "3.jpg")
+    with pytest.raises(ValueError, match=rf"train/cat/3\.jpg: ({message}).*; skip_bad leaves such files out"):
+        read(photos, root)
+    assert len(read(photos, root, skip_bad=True).train) == 4
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_file_that_cannot_be_opened_is_named_or_left_out_and_tried_again(photos, root, error, monkeypatch):
+    two_classes(photos)
+    reading = Path.read_bytes
+
+    def refuse(path):
+        if path.name == "10.png":
+            raise OSError(error, os.strerror(error), str(path))
+        return reading(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        message = rf"train/cat/10\.png: cannot be opened \({os.strerror(error)}\)"
+        with pytest.raises(ValueError, match=message):
+            read(photos, root)
+        patch.setenv("DCOPY_SKIP_BAD", "1")
+        assert len(read(photos, root).train) == 3
+    assert len(read(photos, root, skip_bad=True).train) == 4
 
 
 @pytest.mark.parametrize("cores", [1, 3, 1000])
@@ -419,10 +464,10 @@ def test_two_processes_decode_once(photos, root):
 import sys, time
 from dcopy.data import folder
 decode = folder.decode
-def slow(file, size):
+def slow(*arguments):
     print("begun", flush=True)
     sys.stdin.readline()
-    return decode(file, size)
+    return decode(*arguments)
 folder.decode = slow
 {code}"""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

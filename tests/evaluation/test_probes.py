@@ -29,6 +29,50 @@ def blobs(train=160, test=80, dim=30, classes=4, noise=2.5, seed=0):
     return x[:train], y[:train], x[train:], y[train:]
 
 
+LABELS = {  # the same labels in other types; in the same order, but for the last
+    "int32": lambda y: y.astype(np.int32),
+    "uint8": lambda y: y.astype(np.uint8),
+    "gaps and negative": lambda y: 10 * y - 5,
+    "float": lambda y: y.astype(np.float64),
+    "names": lambda y: np.array(["ant", "bee", "cat", "dog"])[y],
+    "a list": lambda y: y.tolist(),
+    "a tensor": torch.from_numpy,
+}
+
+
+@pytest.mark.parametrize("change", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("probe", [linear_probe, knn_probe, label_efficiency, reference_probe])
+def test_every_probe_takes_labels_of_every_type(probe, change):
+    train_x, train_y, test_x, test_y = blobs()
+    options = {"labels_per_class": (5,), "draws": 2} if probe is label_efficiency else {}
+
+    def outcome(train_y, test_y):
+        found = probe(train_x, train_y, test_x, test_y, **options)
+        return found | {"seconds": 0} if isinstance(found, dict) else found
+
+    assert outcome(change(train_y), change(test_y)) == outcome(train_y, test_y)
+
+
+@pytest.mark.parametrize("probe", [linear_probe, knn_probe, label_efficiency, reference_probe])
+def test_one_class_is_refused_in_a_line(probe):
+    train_x, _, test_x, test_y = blobs()
+    with pytest.raises(ValueError, match="all 160 training images are of class 3; a probe needs two"):
+        probe(train_x, [3] * 160, test_x, test_y)
+
+
+def test_two_training_images_of_each_class_are_enough_for_the_linear_probe_and_one_is_not():
+    train_x, train_y, test_x, test_y = blobs(train=8, noise=0.1)
+    assert 0 <= linear_probe(train_x, train_y, test_x, test_y)["accuracy"] <= 1
+    with pytest.raises(ValueError, match="class bee has one training image; a probe needs two of each"):
+        linear_probe(train_x[:5], np.array(["ant", "bee", "ant", "cat", "cat"]), test_x[:1], ["bee"])
+
+
+@pytest.mark.parametrize(("x", "y"), [((8, 2, 2), (8,)), ((8, 2), (8, 1))])
+def test_shapes_are_named(x, y):
+    with pytest.raises(ValueError, match=r"features \(N, d\) and labels \(N,\) expected, got"):
+        knn_probe(np.zeros(x), np.zeros(y), np.zeros(x), np.zeros(y))
+
+
 def standardize(x, reference):
     return (x - reference.mean(axis=0)) / reference.std(axis=0)
 

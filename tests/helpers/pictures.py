@@ -1,0 +1,33 @@
+"""Folders of small pictures, as tests make them."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dcopy.data import load
+
+SIDE = 8
+
+
+def picture(seed=0, size=(SIDE, SIDE)):
+    return Image.fromarray(np.random.default_rng(seed).integers(256, size=(*size[::-1], 3), dtype=np.uint8))
+
+
+def put(file, image=None, **options):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (image or picture(len(file.name))).save(file, **options)
+    return file
+
+
+def two_classes(photos):
+    for seed, name in enumerate(("cat/1.png", "cat/10.png", "cat/2.png", "dog/a.png")):
+        put(photos / "train" / name, picture(seed))
+    return photos
+
+
+def read(photos, root, **options):
+    return load(f"folder:{photos}", root, **({"image_size": SIDE} | options))
+
+
+def pixels(image):
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)

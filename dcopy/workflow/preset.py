@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     machine.on_signals(stop_at_once)
     try:
+        given.options += fingerprints(given)
+        jobs = plan.jobs(given.preset, given.options, str(folder))
         if given.dry_run:
             return dry_run(given, jobs, folder)
         check_writable(folder)
@@ -59,6 +61,27 @@ def main(arguments: list[str] | None = None) -> int:
         name = signal.Signals(stopped.number).name
         say(f"Stopped by {name}; what was trained is saved. The same command goes on from here.")
         return 128 + stopped.number
+
+
+def fingerprints(given: argparse.Namespace) -> list[str]:
+    """An option that names the images of a folder of photos, by their size: other images are other runs."""
+    runs = presets.with_options(presets.get(given.preset), given.options).runs()
+    folders = {run.image_size: run.dataset for run in runs if run.dataset.startswith("folder:")}
+    found = {}
+    for size, dataset in folders.items():
+        command = [sys.executable, "-m", "dcopy.data", dataset, "--image-size", str(size)]
+        reading = {"stdout": subprocess.PIPE, "encoding": "utf-8", "errors": "replace", "env": utf8()}
+        with subprocess.Popen(command, **reading) as process:
+            try:
+                for line in process.stdout:
+                    say(line, end="")
+                    found[size] = line.split()[-1]  # of the last line
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            raise SystemExit(process.returncode)  # it has said why
+    return [f"data_fingerprint={found}"] if found else []
 
 
 class Stopped(KeyboardInterrupt):

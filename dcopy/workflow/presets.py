@@ -64,6 +64,7 @@ class Preset:
     shared: dict = field(default_factory=dict)  # differences that all variants share
     seeds: int = 1
     notebooks: dict[str, dict] = field(default_factory=dict)  # notebook: its parameters
+    fingerprints: dict[int, str] = field(default_factory=dict)  # image size: of a folder's images
 
     def runs(self) -> list[TrainConfig]:
         """One configuration per variant and seed, seeds innermost; equal ones once."""
@@ -72,7 +73,11 @@ class Preset:
             for variant in self.variants
             for seed in range(self.seeds)
         )
-        return list(dict.fromkeys(every))
+        named = (
+            dataclasses.replace(run, data_fingerprint=self.fingerprints.get(run.image_size, ""))
+            for run in every
+        )
+        return list(dict.fromkeys(named if self.fingerprints else every))
 
 
 def paper_preset(dataset: str, name: str) -> Preset:
@@ -173,6 +178,8 @@ def with_options(preset: Preset, options: list[str]) -> Preset:
         elif name == "seeds":
             require("seeds", value, isinstance(value, int) and value >= 1, "an integer of at least 1")
             preset = dataclasses.replace(preset, seeds=value)
+        elif name == "data_fingerprint" and isinstance(value, dict):
+            preset = dataclasses.replace(preset, fingerprints=value)
         elif name in known and isinstance(value, tuple):
             variants = tuple({**variant, name: one} for one in value for variant in preset.variants)
             preset = dataclasses.replace(preset, variants=variants)

@@ -14,8 +14,10 @@ def picture(seed=0, size=(SIDE, SIDE)):
 
 
 def put(file, image=None, **options):
+    """A picture of a random colour each pixel, PNG where the name does not say otherwise."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    (image or picture(len(file.name))).save(file, **options)
+    kind = None if file.suffix in Image.registered_extensions() else "PNG"
+    (image or picture(len(file.name))).save(file, kind, **options)
     return file
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import toy_project
+from helpers.pictures import put
 
 from dcopy import machine
 from dcopy.config import TrainConfig
@@ -359,13 +360,23 @@ def test_a_second_start_is_refused_while_the_first_one_works(project):
 ODD = os.fsdecode(b"-run #2: {a} {b 'c\" $d `e` \\f * ;&|<>\t\n caf\xc3\xa9 \xf0\x9f\x98\x80 \xe9 %20")
 
 
-def test_checkout_results_and_photos_may_have_any_name(tmp_path):
-    root, place = toy_project.make(tmp_path / ODD), tmp_path / "results" / ODD
-    words = (*ONE, f"dataset=folder:{tmp_path}/{ODD}", f"--results={place}")
+def test_checkout_results_and_photos_may_have_any_name_and_other_photos_are_other_runs(tmp_path, monkeypatch):
+    root, place, photos = toy_project.make(tmp_path / ODD), tmp_path / "results" / ODD, tmp_path / f"of {ODD}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where the photos are decoded to
+    put(photos / ODD)
+    words = (*ONE, f"dataset=folder:{photos}", f"--results={place}")
     code, output = toy_project.finish(root, *words)
     assert code == 0, output
     assert "| 1 runs |" in output and (place / "smoke/tables/methods.md").exists()
     (executed,) = (place / "smoke/notebooks").glob("03*.ipynb")
     parameters = json.loads(executed.read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
     assert parameters["results_dir"] == str(place / "smoke") and parameters["dataset"] == words[2][8:]
+    assert parameters["data_fingerprint"] and not would_run(root, *words)
+    put(photos / "another.png")
+    assert would_run(root, *words) == ORDER[1:]
+    (photos / "another.png").unlink()
     assert not would_run(root, *words)
+    (photos / ODD).rename(tmp_path / "elsewhere.png")
+    code, output = toy_project.finish(root, *words)
+    assert code == 2 and "holds no images in a known layout" in output.splitlines()[-1]

@@ -217,7 +217,9 @@ case "${1:-}" in
   *)
     find_python
     "$python" -m dcopy.workflow.preset --check "$@" # a wrong word is refused before 5 GB are fetched
-    choose_python notebooks
+    extras=(notebooks)
+    [[ " $* " != *" --slurm "* ]] || extras+=(slurm)
+    choose_python "${extras[@]}"
     command=(dcopy.workflow.preset "$@")
     ;;
 esac

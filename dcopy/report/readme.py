@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import __version__, results
 from ..config import REPOSITORY
 from ..workflow import plan, presets
-from ..workflow.preset import clock
+from ..workflow.outcome import clock
 from . import comparison, health_limits, published
 
 SHOWN = ("quick", "cifar10-small", "ablations")  # presets with a part of their own

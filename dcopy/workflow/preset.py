@@ -7,6 +7,7 @@ This is the command behind run_all.sh and takes the same words, as in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -14,16 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 from .. import machine, results
 from . import plan, presets
+from .cluster import SLURM, Executor, split
+from .outcome import clock, complain, cut_off, report, report_failures, say
 
 TRIGGERS = ("mtime", "params", "input")  # of a rerun; mtime counts where the content differs as well
-
-say = partial(print, flush=True)
-complain = partial(print, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.chdir(plan.ROOT)
     folder = Path(plan.shortest(results.resolve(given.results) / given.preset))
     try:
+        given.words = {}
+        if given.profile:
+            given.options, given.words = split(given.options)
         jobs = plan.jobs(given.preset, given.options, str(folder))
         for job in jobs:
             plan.check(Path("notebooks", f"{job.notebook}.ipynb"), job.parameters)
@@ -105,13 +107,25 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("preset", nargs="?", default="quick", metavar="PRESET", help="default: quick; --list shows all")
     add("options", nargs="*", metavar="name=value", help="for example seeds=5 or methods=directcopy,none")
     add("-n", "--dry-run", action="store_true", help="only say what would run")
-    add("-j", "--jobs", type=int, default=default_jobs(), help="notebooks at a time; here %(default)s")
+    here = f"notebooks at a time; here {default_jobs()}, on a cluster as the profile says"
+    add("-j", "--jobs", type=int, help=here)
+    add(
+        "--slurm",
+        dest="profile",
+        action="store_const",
+        const=SLURM,
+        help="each notebook is a job of Slurm's, as profiles/slurm says; options may then be partition=NAME, "
+        "account=NAME, time=4h, memory=16G, cores=4 and gpus=1, too",
+    )
+    add("--profile", type=Path, metavar="DIR", help="the same with another profile of Snakemake's")
     add("--list", action="store_true", help="list the presets")
     place = os.environ.get("DCOPY_RESULTS", "results")
     add("--results", default=place, help="folder of all results; default: $DCOPY_RESULTS, else results")
     add("--check", action="store_true", help=argparse.SUPPRESS)  # refuse wrong words, run nothing
     given = parser.parse_intermixed_args(arguments)
-    if given.jobs < 1:
+    if given.jobs is None and not given.profile:
+        given.jobs = default_jobs()
+    if given.jobs is not None and given.jobs < 1:
         parser.error(f"-j {given.jobs} is not allowed; it must be an integer of at least 1")
     return given
 
@@ -145,22 +159,34 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
     started, code = time.time(), 0
     todo = unfinished(given, jobs, folder)
     if todo:
-        say(f"{given.jobs} at a time, {threads(given)} threads each. Ctrl-C stops; the same command goes on.")
+        executor = Executor.of_profile(given.profile, given.words, folder)
+        where = f"Jobs go to {executor.name}" if given.profile else local(given)
+        say(f"{where}. Ctrl-C stops; the same command goes on.")
+        if left := executor.cancel():
+            say(f"{left} jobs of a start that was killed were still there; they have saved and stopped.")
         for job in todo:
             Path(job.marker).unlink(missing_ok=True)
-        code = follow(
-            [*snakemake(given, folder), "--keep-going", "--scheduler", "greedy"], jobs, folder, started
-        )
+        command = [*snakemake(given, folder), "--keep-going", "--scheduler", "greedy", *executor.arguments]
+        for _ in range(1 + executor.retries):
+            code = follow(command, jobs, folder, started, executor)
+            left = cut_off(jobs, folder) if code else []
+            if not left:
+                break
+            say(f"{len(left)} jobs met their time limit or lost their node; they go on.")
     report(jobs, folder, started)
     if code:
         report_failures(jobs, folder, started)
     return code
 
 
+def local(given: argparse.Namespace) -> str:
+    return f"{given.jobs} at a time, {threads(given)} threads each"
+
+
 def threads(given: argparse.Namespace) -> int:
     """What OMP_NUM_THREADS asks for, else a fair share of the cores."""
     wish = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wish) if wish.isdigit() else max(1, machine.cores() // given.jobs)
+    return int(wish) if wish.isdigit() else max(1, machine.cores() // (given.jobs or 1))
 
 
 def snakemake(given: argparse.Namespace, folder: Path) -> list[str]:
@@ -169,7 +195,11 @@ def snakemake(given: argparse.Namespace, folder: Path) -> list[str]:
     config["results_dir"] = plan.pack([str(folder)])
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]
     command += ["--snakefile", plan.ROOT / "Snakefile", "--directory", folder]
-    command += ["--rerun-triggers", *TRIGGERS, "--cores", str(threads(given) * given.jobs)]
+    command += ["--rerun-triggers", *TRIGGERS]
+    if not given.profile:
+        command += ["--cores", str(threads(given) * given.jobs)]
+    elif given.jobs:
+        command += ["--jobs", str(given.jobs)]
     return [*command, "--config", *(f"{name}={value}" for name, value in config.items())]
 
 
@@ -194,18 +224,20 @@ def utf8() -> dict[str, str]:
     return os.environ | {"PYTHONUTF8": "1"}
 
 
-def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: float) -> int:
+def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: float, executor: Executor) -> int:
     """Let Snakemake run, and show each line of the notebooks after the count of jobs and the time.
 
     Snakemake gets a process group of its own. A signal to this process goes to that whole group
-    as Ctrl-C, and from the runners on to their kernels, which save what they have.
+    as Ctrl-C, and from the runners on to their kernels, which save what they have. On a cluster the
+    jobs are cancelled, with the same effect.
     """
     chatter = folder / "logs" / "snakemake.log"
     received = []
 
     def stop(number, frame):
         received.append(number)
-        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(process.pid, executor.stop_signal)
 
     def deaf():  # where a batch system signals every process, Snakemake waits for our Ctrl-C
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -224,61 +256,14 @@ def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: floa
             preexec_fn=deaf,
         )
         machine.on_signals(stop)
-        for line in process.stdout:
+        for line in executor.lines(process, jobs):
             done = sum(Path(job.marker).exists() for job in jobs)
             say(f"[{done}/{len(jobs)} {clock(time.time() - started)}] {line}", end="")
         code = process.wait()
+        executor.cancel()  # there are some after a stop, or if Snakemake died
     if received:
         raise Stopped(received[0])
     return int(code != 0)
-
-
-def report(jobs: list[plan.Job], folder: Path, started: float) -> None:
-    """The time that each notebook took, the main table once all is there, and where everything lies."""
-    seconds: dict[str, list[float]] = {}
-    for job in jobs:
-        if Path(job.marker).exists():
-            record = results.read_json(job.marker)
-            seconds.setdefault(job.notebook, []).append(record["seconds"])
-    say("\nnotebook              runs    time")
-    for notebook, values in seconds.items():
-        say(f"{notebook:20}  {len(values):4}  {clock(sum(values)):>6}")
-    say(f"this start, start to end    {clock(time.time() - started):>6}")
-    table = folder / "tables" / "methods.md"
-    if sum(map(len, seconds.values())) == len(jobs) and table.exists():
-        say(f"\n{table.read_text(encoding='utf-8').strip()}")
-    say()
-    for name, content in {
-        "figures": "figures",
-        "tables": "tables",
-        "notebooks": "executed notebooks",
-    }.items():
-        if any(folder.glob(f"{name}/*")):
-            say(f"{content}: {folder / name}")
-
-
-def report_failures(jobs: list[plan.Job], folder: Path, started: float) -> None:
-    left = [job for job in jobs if not Path(job.marker).exists()]
-    complain(f"\n{len(left)} of {len(jobs)} notebooks did not finish:")
-    for job in left:
-        complain(f"  {job.name}: {last_words(job, started)}")
-    complain(f"Their logs and Snakemake's own are in {folder / 'logs'}; the same command tries them again.")
-
-
-def last_words(job: plan.Job, started: float) -> str:
-    log = Path(job.log)
-    if not log.exists() or log.stat().st_mtime < started:
-        return "not started, since something before it did not finish"
-    return next(iter(log.read_text(encoding="utf-8").splitlines()[-1:]), "ended without a word")
-
-
-def clock(seconds: float) -> str:
-    """
-    >>> clock(65.4), clock(3661)
-    ('1:05', '1:01:01')
-    """
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 if __name__ == "__main__":

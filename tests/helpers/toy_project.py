@@ -87,6 +87,7 @@ def make(root: Path) -> Path:
         presets.write(PRESETS)
     for name in ("Snakefile", "pyproject.toml", "requirements.lock", "run_all.sh"):
         shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "profiles", root / "profiles")
     notebooks = root / "notebooks"
     write_notebook(notebooks / "01_linear_theory.ipynb", RESULTS, "print('theory')")
     write_notebook(notebooks / "02_sample_complexity.ipynb", RESULTS, "print('samples')")

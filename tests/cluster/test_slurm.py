@@ -1,0 +1,142 @@
+"""A preset's jobs on a real Slurm: two nodes on one machine, which .ci/slurm starts."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import toy_project
+from helpers.tiny import tiny_config, tiny_run, untimed
+
+from dcopy import results
+
+if not os.environ.get("DCOPY_TEST_SLURM"):
+    pytest.skip(
+        "takes minutes and a Slurm: as root on Debian, bash .ci/slurm starts one; then DCOPY_TEST_SLURM=1",
+        allow_module_level=True,
+    )
+if sys.version_info < (3, 11):
+    pytest.skip("Snakemake's plugin for Slurm needs Python 3.11", allow_module_level=True)
+
+ONE = ("smoke", "methods=directcopy")
+SMALL = ("--slurm", "time=5", "cores=1", "memory=500M")
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A small checkout with a profile that looks at its jobs every two seconds."""
+    root = toy_project.make(tmp_path / "project")
+    profile = root / "profiles/slurm/config.yaml"
+    text, count = re.subn("status-checks: .*", "status-checks: 2", profile.read_text())
+    assert count == 1
+    profile.write_text(text)
+    return root
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def queue(root: Path) -> list[str]:
+    """The jobs of this checkout that wait, run or end."""
+    return [
+        line for line in slurm("squeue", "--noheader", "--format=%i %T %Z").splitlines() if str(root) in line
+    ]
+
+
+def submitted(root: Path) -> list[tuple[str, str]]:
+    """Rule and id of each job that was sent, in this order."""
+    chatter = (root / "results/smoke/logs/snakemake.log").read_text()
+    return [found[::-1] for found in re.findall(r"SLURM jobid (\d+) \(log: .*/rule_(\w+)/", chatter)]
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.5)
+
+
+def test_each_notebook_is_a_job_with_its_own_time_cores_memory_and_gpus(project):
+    code, output = toy_project.finish(project, "smoke", *SMALL, "gpus=1", seconds=300)
+    assert code == 1, output  # method none fails, once; nothing else does
+    assert "digits-none-" in output and ": failed in cell [3]: ValueError: this method fails\n" in output
+    done = {path.name.split("-")[0].split(".")[0] for path in (project / "results/smoke/.done").iterdir()}
+    assert done == {"01_linear_theory", "03_pretrain", "04_linear_probe"}
+    assert "] 03 directcopy-" in output and "| epoch 1\n" in output and "| threads 1\n" in output
+    jobs = submitted(project)
+    assert sorted(rule for rule, _ in jobs) == ["linear_probe", "linear_theory", "pretrain", "pretrain"]
+    for rule, number in jobs:
+        facts = slurm("scontrol", "show", "job", number)
+        assert "TimeLimit=00:05:00" in facts and "MinMemoryNode=500M" in facts and "NumCPUs=1 " in facts
+        assert ("TresPerNode=gres:gpu:1" in facts) == (rule != "linear_theory")
+
+
+def test_what_slurm_refuses_is_named(project):
+    code, output = toy_project.finish(project, *ONE, *SMALL, "partition=nope")
+    assert code == 1
+    assert "03_pretrain-" in output and "invalid partition specified: nope" in output
+
+
+TRAIN = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from helpers.tiny import tiny_config, tiny_run
+from dcopy.training.step import Trainer
+starts = Path(results_dir, "starts.txt")
+with starts.open("a") as file:
+    print("start", file=file)
+if len(starts.read_text().splitlines()) < 3:
+    step = Trainer.step
+    Trainer.step = lambda *args: (time.sleep(2), step(*args))[1]
+tiny_run(Path(results_dir, "runs"), tiny_config(epochs=epochs), checkpoint_minutes=60)
+"""
+
+
+def test_a_run_that_meets_its_time_limit_twice_ends_with_the_bits_of_one_that_does_not(project, tmp_path):
+    toy_project.write_notebook(
+        project / "notebooks/03_pretrain.ipynb", toy_project.RESULTS + toy_project.FIELDS, TRAIN
+    )
+    words = (*ONE, "epochs=100", "--slurm", "time=1", "cores=1", "memory=500M")
+    code, output = toy_project.finish(project, *words, seconds=500)
+    assert code == 0, output
+    assert output.count("1 jobs met their time limit or lost their node; they go on.") == 2
+    (folder,) = (project / "results/smoke/runs").iterdir()
+    whole = tiny_run(tmp_path, tiny_config(epochs=100)).folder
+
+    logs = [results.read_jsonl(place / "metrics.jsonl") for place in (folder, whole)]
+    assert untimed(logs[0]) == untimed(logs[1])
+    one, other = (results.read_json(place / "result.json") for place in (folder, whole))
+    assert one["encoder_fingerprint"] == other["encoder_fingerprint"]
+
+
+def test_a_stopped_workflow_leaves_no_job_behind(project):
+    many = (*ONE, "epochs=1000", "lr=0.01,0.02,0.03,0.04", "--slurm", "time=5", "cores=2", "memory=500M")
+
+    def start():
+        process = toy_project.start(project, *many)
+        wait_for(lambda: {"RUNNING", "PENDING"} <= {line.split()[1] for line in queue(project)})
+        return process
+
+    process = start()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "The same command goes on from here." in output
+    assert not queue(project)
+
+    process = start()
+    process.kill()  # which leaves the jobs to themselves, until the next start
+    process.communicate()
+    assert queue(project)
+    code, output = toy_project.finish(project, *ONE, *SMALL, seconds=200)
+    assert code == 0, output
+    assert re.search(
+        r"\d jobs of a start that was killed were still there; they have saved and stopped", output
+    )
+    assert not queue(project)

@@ -13,6 +13,7 @@ import sys
 
 from . import hardware, results
 from .config import TrainConfig, parse_options
+from .machine import explain, shown
 from .training.interrupt import Interrupted, is_first, say
 
 
@@ -44,9 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
             if is_first():
                 health, seconds = run.result["metrics"]["verdict"], run.result["seconds"]
                 where = f"{run.result['device']} in {results.precision(run.result)}"
-                print(f"{config.label}: {health}, {seconds:.1f} s on {where}, {run.folder}", flush=True)
+                print(
+                    f"{config.label}: {health}, {seconds:.1f} s on {where}, {shown(run.folder)}", flush=True
+                )
     except (ValueError, OSError, FloatingPointError) as error:
-        say(f"error: {error}")
+        say(f"error: {explain(error)}")
         return 1 if isinstance(error, FloatingPointError) else 2
     except KeyboardInterrupt as error:
         message = str(error) or "interrupted; the same command goes on from the last checkpoint"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -59,7 +61,7 @@ def read(path: Path, device="cpu") -> tuple[dict[str, Tensor], dict]:
         ValueError: the file is truncated, corrupt, a pickle, or not of this package.
     """
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with _named(path) as name, safe_open(name, framework="pt", device=str(device)) as file:
             header = json.loads((file.metadata() or {})["dcopy"])
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, OSError) as problem:
@@ -67,6 +69,18 @@ def read(path: Path, device="cpu") -> tuple[dict[str, Tensor], dict]:
         raise ValueError(
             f"{path} is not a complete checkpoint of dcopy ({reason}); delete it to train again"
         ) from None
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[str]:
+    """The name under which safetensors opens a file: the number of the open file where a name is no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield str(path)
 
 
 def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -21,9 +21,10 @@ TENSORS = {
 HEADER = {"epoch": 3, "config": {"method": "directcopy", "eps": 0.1}}
 
 
-def test_what_is_saved_comes_back(tmp_path):
-    save(tmp_path, TENSORS, HEADER)
-    tensors, header = load(tmp_path)
+@pytest.mark.parametrize("name", ["runs", "run #2: {a}\n'\"", os.fsdecode(b"caf\xe9 \xff")])
+def test_what_is_saved_comes_back_from_a_folder_of_any_name(name, tmp_path):
+    save(tmp_path / name, TENSORS, HEADER)
+    tensors, header = load(tmp_path / name)
     assert header == HEADER and tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype

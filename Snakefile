@@ -114,3 +114,13 @@ rule ablations:
     threads: THREADS
     shell:
         RUN
+
+
+rule your_own_trainer:
+    output:
+        DONE + "07_your_own_trainer.json",
+    params:
+        **params("07_your_own_trainer"),
+    threads: THREADS
+    shell:
+        RUN

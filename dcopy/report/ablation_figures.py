@@ -12,7 +12,8 @@ from .ablations import short
 from .plotting import COLORS
 
 
-def _not_run(title: str) -> Figure:
+def not_run(title: str) -> Figure:
+    """A figure that says so."""
     figure, ax = plt.subplots(figsize=(6.4, 1.2))
     ax.set_axis_off()
     ax.text(0, 0.5, f"{title}: not run", va="center")
@@ -22,7 +23,7 @@ def _not_run(title: str) -> Figure:
 def heatmap(table: pd.DataFrame, title: str) -> Figure:
     """Accuracy in percent as a heat map; `table` has the settings of one field down, of another across."""
     if table.empty:
-        return _not_run(title)
+        return not_run(title)
     figure, ax = plt.subplots(figsize=(1.0 * table.shape[1] + 2, 0.55 * table.shape[0] + 1.5))
     table = table.rename(columns=short, index=short)
     seaborn.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=ax, cbar_kws={"label": "accuracy (%)"})
@@ -42,7 +43,7 @@ def lines(frame: pd.DataFrame, title: str) -> Figure:
         title: what is varied.
     """
     if frame.empty:
-        return _not_run(title)
+        return not_run(title)
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.4))
     settings = list(dict.fromkeys(frame["setting"]))
     numbers = not any(letter.isalpha() for setting in settings for letter in setting.replace("e-", ""))
@@ -94,7 +95,7 @@ def spectra(curves: dict[str, np.ndarray], title: str, legend: str) -> Figure:
         curves: by setting: eigenvalues (D,), descending.
     """
     if not curves:
-        return _not_run(title)
+        return not_run(title)
     figure, ax = plt.subplots(figsize=(6.8, 3.8))
     colors = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(curves)))
     for (setting, eigenvalues), color in zip(curves.items(), colors, strict=True):
@@ -112,7 +113,7 @@ def surviving_directions(records: dict[str, dict]) -> Figure:
         records: by setting: what `variance.variances` returns.
     """
     if not records:
-        return _not_run("surviving directions")
+        return not_run("surviving directions")
     figure, axes = plt.subplots(1, len(records), figsize=(2.7 * len(records), 3.2), sharex=True, sharey=True)
     for ax, (setting, record) in zip(np.atleast_1d(axes), records.items(), strict=True):
         sigma2 = np.array([np.nan if value is None else value for value in record["sigma2"]])

@@ -26,8 +26,9 @@ class Claim:
     notebook: str
     paper: str = "—"  # where it was made before
     theory: tuple[int, ...] = ()  # claims in theory/claims.csv
-    column: str = ""  # of tables/methods.csv
+    column: str = ""  # of tables/`table`.csv
     methods: tuple[str, ...] = ()  # rows of it
+    table: str = "methods"
 
 
 CLAIMS = (
@@ -78,6 +79,20 @@ CLAIMS = (
         "abstract",
         column="1 a class",
         methods=("DirectCopy", "DirectPred", "raw pixels", "random encoder"),
+    ),
+    Claim(
+        "One line turns the BYOL or SimSiam of another library, lightly, into DirectCopy: digits, accuracy "
+        "in % on one label a class",
+        "07_your_own_trainer",
+        column="1 a class",
+        methods=(
+            "BYOL with lightly's head",
+            "BYOL with DirectCopy",
+            "SimSiam with lightly's head",
+            "SimSiam with DirectCopy",
+            "first weights",
+        ),
+        table="own-trainer",
     ),
 )
 
@@ -250,7 +265,7 @@ def _claim(claim: Claim, quick: Path, repository: str | None) -> dict:
 
 def _here(claim: Claim, quick: Path) -> str:
     if claim.column:
-        methods = {row["method"]: row for row in _csv(quick / "tables" / "methods.csv")}
+        methods = {row["method"]: row for row in _csv(quick / "tables" / f"{claim.table}.csv")}
         return ", ".join(f"{name} {methods[name][claim.column]}" for name in claim.methods if name in methods)
     own = [row for row in _csv(quick / "theory" / "claims.csv") if int(row["claim"]) in claim.theory]
     if not own:

@@ -23,7 +23,8 @@ def projection_std(z: Tensor) -> float:
     """Standard deviation of the l2-normalized projections, mean over dimensions, times sqrt(D).
 
     1 where they spread evenly over the sphere, 0 where all are the same point
-    (Chen and He 2021, arXiv 2011.10566, section 4.1).
+    (Chen and He 2021, arXiv 2011.10566, section 4.1). A projector that ends with BatchNorm, as SimSiam's,
+    keeps it near 1; there the rank alone tells.
 
     Args:
         z: (N, D) projections of one view.

@@ -123,6 +123,7 @@ PRESETS = {
             "04_linear_probe": {"draws": 2},
             "05_paper_tables": {},
             "06_ablations": {"views": 2},
+            "07_your_own_trainer": {"epochs": 2, "width": 4, "draws": 2},
         },
     ),
     "quick": Preset(
@@ -135,6 +136,7 @@ PRESETS = {
             "02_sample_complexity": {},
             "04_linear_probe": {},
             "05_paper_tables": {},
+            "07_your_own_trainer": {},
         },
     ),
     "ablations": Preset(

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import hardware
+from .. import hardware, results
 from ..config import TrainConfig
-from ..data import augment
+from ..data import augment, fingerprint
 from ..models import Network
 from ..training import checkpoint
 from ..training.step import derive_seed
@@ -69,6 +69,26 @@ def variances(
         "augmentation": under.tolist(),
         "sigma2": [value if value < float("inf") else None for value in ratio.tolist()],
     }
+
+
+def of_run(folder: str | Path, images: Tensor, views: int = 16) -> dict | None:
+    """`variances` of a run, kept in its folder as variance.json, since weights are seldom passed on.
+
+    Returns:
+        The record with views, data_fingerprint and where it was made; None where the run was not measured
+        on these images with as many views, and its weights are not there to do so.
+    """
+    path = Path(folder) / "variance.json"
+    asked = {"views": views, "data_fingerprint": fingerprint(images)}
+    if path.exists():
+        known = results.read_json(path)
+        if asked.items() <= known.items():
+            return known
+    if not (Path(folder) / checkpoint.NEWEST).exists():
+        return None
+    record = variances(folder, images, views) | asked | results.provenance()
+    results.write_json(path, record)
+    return record
 
 
 def summarize(record: dict[str, list[float]], share: float = 0.01) -> dict[str, float]:

@@ -171,6 +171,8 @@ def variance_summary(decay: pd.DataFrame, records: dict[str, dict]) -> pd.DataFr
     rows = [
         {"weight decay": row["setting"], **summarize(records[row["name"]])} for _, row in decay.iterrows()
     ]
+    if not rows:
+        return pd.DataFrame({"weight decay": ["not run"]})
     means = pd.DataFrame(rows).astype({"weight decay": str}).groupby("weight decay", sort=False).mean()
     return means.round(3).reset_index()
 

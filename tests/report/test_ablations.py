@@ -170,6 +170,7 @@ def test_rank_correlations_of_all_runs_make_one_sentence():
     assert found["rank_correlations"] == pytest.approx([-1, -1, -0.5])
     assert "-0.83 on average, from -1.00 to -0.50; 3 of 3 runs have" in found["sentence"]
     assert "not run" in ablations.variance_finding(decay[:0], {})["sentence"]
+    assert "not run" in ablations.variance_summary(decay[:0], {}).to_string()
 
 
 @pytest.fixture
@@ -195,6 +196,18 @@ def test_variances_are_those_of_images_and_of_noise(linear_world):
     assert found["augmentation"] == pytest.approx([0, 4], rel=0.05)
     assert found["image"] == pytest.approx(over.tolist(), rel=0.05)  # the noise of 4 views is taken off
     assert found["sigma2"][1] == pytest.approx(4 / over[1].item(), rel=0.1)
+
+
+def test_variances_are_kept_beside_the_run_and_need_its_weights_once(linear_world, tmp_path):
+    images = linear_world[:50]
+    assert variance.of_run(tmp_path, images, views=2) is None  # no weights, and not measured before
+    weights = tmp_path / variance.checkpoint.NEWEST
+    weights.touch()
+    record = variance.of_run(tmp_path, images, views=2)
+    weights.unlink()
+    assert variance.of_run(tmp_path, images, views=2) == record
+    assert variance.of_run(tmp_path, images, views=3) is None  # of other views or images it says nothing
+    assert variance.of_run(tmp_path, images[1:], views=2) is None
 
 
 def test_survivors_hold_a_share_of_the_trace():

@@ -107,8 +107,6 @@ set_up_venv() {
     satisfied "$PWD/.venv/bin/python" notebooks dev || true
     fail "$reason; run_all.sh did not make this .venv and leaves it alone: complete it, move it away or activate another"
   fi
-  [[ -w . ]] || fail "no .venv can be made in $PWD, which cannot be written: copy it," \
-    "or activate an environment with what pyproject.toml asks for"
   [[ ! -e .venv ]] || echo "Making .venv anew: $reason."
   rm -rf .venv
   choose_torch
@@ -170,6 +168,8 @@ only_pips_ways_to_the_network() { # PIP_USER, PIP_TARGET and the like would put 
 }
 
 set_up_venv_once() { # two starts at the same moment: the second waits for the first
+  [[ -w . && -w requirements.lock ]] || fail "$python cannot be used ($reason), and $PWD cannot be written:" \
+    "copy it, or activate an environment with what pyproject.toml asks for"
   (
     if command -v flock >/dev/null; then
       flock -n 9 || { echo "Another start is setting up .venv; waiting for it." && flock 9; } ||

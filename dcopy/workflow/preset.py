@@ -141,8 +141,8 @@ def check_writable(folder: Path) -> None:
     try:
         for part in (folder, folder / ".done", folder / "logs", folder / "notebooks"):
             part.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=part):
-                pass
+            with tempfile.TemporaryFile(dir=part) as file:
+                file.write(bytes(4096))  # a full disk may still take an empty one
     except OSError as error:
         where = f"cannot write to {machine.explain(ValueError(folder))}: {error.strerror}"
         message = f"{where}; --results DIR chooses another place"

@@ -1,9 +1,12 @@
 """One notebook at a time: `python -m dcopy.workflow.notebook`."""
 
+import errno
 import json
+import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import papermill
 import pytest
@@ -20,10 +23,11 @@ def place(tmp_path, monkeypatch):
     """A folder to run in, outside of the checkout; signals, environment and folder are put back."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DCOPY_PROGRESS", "")
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     yield tmp_path
     for number, handler in before.items():
-        signal.signal(number, handler)
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
 
 
 def run(path, *words: str) -> int:
@@ -139,6 +143,65 @@ def test_a_start_is_tried_again_only_when_no_cell_has_run(place, monkeypatch, ca
     assert run(notebook) == 1
     assert len(calls) == attempts
     assert "Address already in use" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["x" * 100, "{odd} é", "read-only"])
+def test_a_kernel_starts_with_any_folder_for_temporary_files(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(notebook_runner.tempfile, "tempdir", str(tmp_path / place))
+    if place != "read-only":
+        (tmp_path / place).mkdir()
+    with notebook_runner.socket_folder() as folder:
+        assert len(folder) < 60 and Path(folder).parent != tmp_path / place
+
+
+def test_where_no_sockets_can_be_made_a_kernel_listens_on_ports(place, monkeypatch):
+    def bind(self, address):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(
+        notebook_runner.socket, "socket", type("NoSockets", (notebook_runner.socket.socket,), {"bind": bind})
+    )
+    assert notebook_runner.socket_folder() is None
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(notebook_runner, "socket_folder", lambda: None)
+    notebook = toy_project.write_notebook(place / "a.ipynb", "n: int = 1", "print(n)")
+    assert run(notebook) == 0 and notebook_runner.Kernel.latest.transport == "tcp"
+
+
+def test_a_kernel_that_does_not_start_is_told_within_two_minutes(place, monkeypatch, capsys):
+    """A server that takes the start and never answers, as a hanging network drive makes it."""
+    assert notebook_runner.START_SECONDS < 120
+    monkeypatch.setattr(notebook_runner, "START_SECONDS", 3)
+    slow = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(notebook_runner.Kernel, "kernel_spec", notebook_runner.KernelSpec(argv=slow))
+    notebook = toy_project.write_notebook(place / "a.ipynb", "n: int = 1", "1")
+    started = time.monotonic()
+    assert run(notebook) == 1 and time.monotonic() - started < 60
+    assert "a | failed because no kernel starts: Kernel didn't respond in" in capsys.readouterr().out
+
+
+def test_a_users_own_start_up_changes_nothing(place, monkeypatch):
+    (place / "startup.py").write_text("n = print('startup')")
+    profile = place / "ipython/profile_default/startup"
+    profile.mkdir(parents=True)
+    (profile / "a.py").write_text("print('profile')")
+    monkeypatch.setenv("PYTHONSTARTUP", str(place / "startup.py"))
+    monkeypatch.setenv("IPYTHONDIR", str(place / "ipython"))
+    notebook = toy_project.write_notebook(place / "a.ipynb", "n: int = 1", "print(len(In), n)")
+    assert run(notebook) == 0 and outputs(place / "out/notebooks/a.ipynb") == "3 1\n"
+
+
+def test_a_full_disk_is_one_line_and_the_log_need_not_fit(place, monkeypatch, capsys):
+    def full(self, text, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(notebook_runner.Files, "write", full)
+    notebook = toy_project.write_notebook(place / "a.ipynb", "n: int = 1", "print(n)")
+    assert run(notebook) == 1
+    assert "No space left on device; make room, then the same command goes on\n" in capsys.readouterr().out
+    with open("/dev/full", "wb", buffering=0) as log:
+        notebook_runner.note(log, "a line")
 
 
 def test_kernels_that_start_together_do_not_meet(place):

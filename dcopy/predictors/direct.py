@@ -1,10 +1,4 @@
-"""Predictors: what maps the online projection z to a prediction of the target's projection.
-
-All share one interface. `update(z)` sees the projections of one step before they are predicted;
-`forward(z)` predicts. A learned predictor is moved by the optimizer, a set one by `update`, or by
-`forward` itself in a trainer that knows nothing of `update` (`calls_per_step`).
-The letters are the paper's: F is the correlation of the projections, W_p the predictor.
-"""
+"""Predictors that are set from F: DirectCopy, DirectPred and DirectSet."""
 
 from __future__ import annotations
 
@@ -12,105 +6,17 @@ import logging
 import warnings
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from .config import TrainConfig, one_of, require
+from ..config import one_of, require
+from .running import Predictor, at_least_float32
 
 log = logging.getLogger(__name__)
-
 
 NEVER_SET = (
     "{}'s W_p is still the identity, so it predicts like no predictor at all; call update(z) before "
     "forward(z), or build it with calls_per_step"
 )
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor itself, or in float32 where it is coarser."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-@torch.no_grad()
-def correlation(z: Tensor) -> Tensor:
-    """mean(z z^T) over the samples of all ranks, neither centred nor normalized; (N, D) -> (D, D).
-
-    In a process group of several ranks each of them has to call it, as in training with
-    DistributedDataParallel. They may hold different numbers of samples: sums and numbers are added up,
-    so all ranks get the same matrix. No gradient flows.
-    """
-    N, D = z.shape
-    total = z.T @ z  # (D, D)
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        packed = torch.cat((total.flatten(), total.new_full((1,), N)))  # (D * D + 1,), one message
-        distributed.all_reduce(packed)
-        total, N = packed[:-1].view(D, D), packed[-1]
-    return total / N
-
-
-class Predictor(nn.Module):
-    """Base of all predictors; keeps the running correlation F of its inputs.
-
-    F <- rho F + (1 - rho) mean(z z^T), neither centred nor normalized, started at the first
-    step's mean (`facebookresearch/luckmatters:ssl/real-dataset/byol_trainer.py`, Accumulator).
-    A learned predictor keeps it too: its spectrum shows whether training has collapsed.
-
-    Args:
-        dim: D, the dimension of the projections.
-        rho: how much of the old F stays at each step, in [0, 1).
-        freq: `set_weight` is called every `freq` steps.
-    """
-
-    def __init__(self, dim: int, rho: float = 0.3, freq: int = 1):
-        super().__init__()
-        require("dim", dim, dim >= 1, "an integer of at least 1")
-        require("rho", rho, 0 <= rho < 1, "a number in [0, 1)")
-        require("freq", freq, freq >= 1, "an integer of at least 1")
-        self.dim, self.rho, self.freq = dim, rho, freq
-        self.calls_per_step = 0  # of forward; see SetPredictor
-        self.steps = 0  # that are complete
-        self.calls = 0  # of the step that is not
-        self.register_buffer("F", torch.zeros(dim, dim))
-
-    @torch.compiler.disable  # counts and the fallback of eigh are for Python: one graph break, no recompiling
-    @torch.no_grad()
-    def update(self, z: Tensor) -> None:
-        """Move F by one step and set W_p from it, in float32 or better; no gradient flows.
-
-        Args:
-            z: (N, D) projections of one step, both views; with several processes, those of this rank.
-
-        Raises:
-            ValueError: z has another shape.
-        """
-        if z.ndim != 2 or z.shape[1] != self.dim:
-            raise ValueError(f"z has shape {tuple(z.shape)}; it must be (N, {self.dim})")
-        with torch.autocast(z.device.type, enabled=False):
-            self._move(correlation(z.to(at_least_float32(self.F))))
-            if self.steps % self.freq == 0:
-                self.set_weight()
-        self.calls += 1
-        if self.calls >= self.calls_per_step:
-            self.steps, self.calls = self.steps + 1, 0
-
-    def _move(self, C: Tensor) -> None:
-        """Move F towards C (D, D), or towards the mean of C over the calls of this step so far."""
-        F = self.F.to(C)
-        if self.calls_per_step > 1 and self.calls == 0:
-            self._F_before = F.clone()  # of this step
-        before = self._F_before if self.calls_per_step > 1 else F
-        moved = C if self.steps == 0 else before.lerp(C, 1 - self.rho)
-        self.F.copy_(moved if self.calls == 0 else F.lerp(moved, 1 / (self.calls + 1)))
-
-    def set_weight(self) -> None:
-        """Set W_p from F; a learned predictor leaves it to the optimizer."""
-
-    # The step count is a plain number, so that a step on the GPU waits for nothing, and a tensor
-    # in the state_dict, so that a checkpoint has it.
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.steps)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.steps, self.calls = int(state), 0
 
 
 class SetPredictor(Predictor):
@@ -297,69 +203,3 @@ class DirectCopy(DirectSet):
         calls_per_step: int = 0,
     ):
         super().__init__(dim, 1, rho, eps, normalize, freq, calls_per_step)
-
-
-class LinearPredictor(Predictor):
-    """p = W_p z (+ b), learned by the optimizer (Tian et al. 2021, section 2).
-
-    Args:
-        symmetric: replace W_p by (W_p + W_p^T) / 2 at every step (their Tables 3 and 5).
-    """
-
-    def __init__(self, dim: int, bias: bool = False, symmetric: bool = False, rho: float = 0.3):
-        super().__init__(dim, rho)
-        self.linear = nn.Linear(dim, dim, bias=bias)
-        self.symmetric = symmetric
-
-    @property
-    def weight(self) -> Tensor:
-        return self.linear.weight
-
-    @torch.no_grad()
-    def set_weight(self) -> None:
-        if self.symmetric:
-            self.weight.copy_((self.weight + self.weight.T) / 2)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.linear(z)
-
-
-class MLPPredictor(Predictor):
-    """BYOL's predictor: linear, BatchNorm, ReLU, linear (Grill et al. 2020, arXiv 2006.07733).
-
-    SimSiam's has a bottleneck, hidden = dim / 4 (Chen and He 2021, arXiv 2011.10566, section 4.2).
-    """
-
-    def __init__(self, dim: int, hidden: int = 512, rho: float = 0.3):
-        super().__init__(dim, rho)
-        self.layers = nn.Sequential(
-            nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)
-
-
-class IdentityPredictor(Predictor):
-    """p = z: no predictor. Training collapses; it is here to be seen to (theory, claim 6)."""
-
-    def __init__(self, dim: int, rho: float = 0.3):
-        super().__init__(dim, rho)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return z
-
-
-def build_predictor(config: TrainConfig) -> Predictor:
-    """The predictor of a run."""
-    c, dim = config, config.projection_dim
-    builders = {
-        "directcopy": lambda: DirectCopy(dim, c.rho, c.eps, c.normalize, c.freq),
-        "directpred": lambda: DirectPred(dim, c.rho, c.eps, c.freq),
-        "directset": lambda: DirectSet(dim, c.alpha, c.rho, c.eps, c.normalize, c.freq),
-        "linear": lambda: LinearPredictor(dim, c.predictor_bias, c.predictor_symmetric, c.rho),
-        "mlp": lambda: MLPPredictor(dim, c.hidden_dim, c.rho),
-        "simsiam": lambda: MLPPredictor(dim, max(1, dim // 4), c.rho),
-        "none": lambda: IdentityPredictor(dim, c.rho),
-    }
-    return builders[config.method]()

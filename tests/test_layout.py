@@ -1,5 +1,6 @@
 """Each room imports only from the rooms below it: the contracts of pyproject.toml, and that they bite."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -37,3 +38,10 @@ def test_a_wrong_import_breaks_its_contract(tmp_path, module, line, contract):
         file.write(f"\n{line}\n")
     answer = lint(tmp_path)
     assert answer.returncode == 1 and f"{contract} BROKEN" in answer.stdout, answer.stdout + answer.stderr
+
+
+def test_the_situations_in_the_readme_of_the_tests_name_tests_that_exist():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "tests/README.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.pictures import SIDE, picture, pixels, put, read, two_classes
+from helpers.tiny import tiny_config
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import functional as F
 
 from dcopy.data import folder, load
+from dcopy.training.loop import pretrain
 
 # geometry
 
@@ -318,6 +320,29 @@ def test_no_more_threads_than_cores_that_the_process_may_use(photos, root, monke
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     read(two_classes(photos), root)
     assert f"decoding 4 images to 8 pixels, threads: {min(cores, 16)}\n" in capsys.readouterr().out
+
+
+# what a probe will need
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train/cat/1.png", "train/cat/2.png", "test/cat/3.png"], "has one class, cat; a probe needs two"),
+        (
+            ["train/cat/1.png", "train/cat/2.png", "train/dog/3.png", "test/cat/4.png"],
+            "images of class dog (1)",
+        ),
+        (["train/cat/1.png", "train/dog/2.png"], "has no labelled test images; a probe needs test/<class>/*"),
+        (["unlabeled/1.png", "unlabeled/2.png"], "has no labelled train images"),
+    ],
+)
+def test_what_a_probe_lacks_is_said_at_loading_and_training_goes_on(photos, root, names, message, capsys):
+    for name in names:
+        put(photos / name)
+    config = tiny_config(dataset=f"folder:{photos}", batch_size=2, epochs=1, encoder="conv", image_size=SIDE)
+    run = pretrain(config, photos.parent, data_root=root, device="cpu")
+    assert message in capsys.readouterr().out and run.result["images"] >= 2
 
 
 # the cache

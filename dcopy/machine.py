@@ -132,7 +132,7 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cg
     """
     found = [float("inf")]
     with contextlib.suppress(OSError):
-        for line in mine.read_text().splitlines():
+        for line in mine.read_text(encoding="utf-8").splitlines():
             _, controllers, group = line.split(":", 2)
             if controllers == "":
                 tops, files = ("", "unified"), ("cpu.max",)

@@ -163,7 +163,7 @@ def locked(folder: str | Path, wait: bool = False):
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(open(folder / ".lock", "w"))
+            file = stack.enter_context(open(folder / ".lock", "w", encoding="utf-8"))
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

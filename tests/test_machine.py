@@ -105,6 +105,24 @@ def test_data_lie_in_the_home_or_where_files_may_be_written(bare, monkeypatch):
     assert machine.cache() == machine.scratch() / "data"
 
 
+def test_files_are_utf8_and_lines_are_shown_in_any_locale(tmp_path):
+    """As with a locale of C, POSIX or Latin-1; ruff asks for an encoding wherever text is read or written."""
+    code = f"""
+import sys
+from dcopy import results
+assert sys.getfilesystemencoding() == "ascii"
+results.write_json("{tmp_path}/a.json", ["\\u03b5 \\xb1"])
+results.write_csv("{tmp_path}/a.csv", [dict(a="\\u03b5 \\xb1")])
+results.append_jsonl("{tmp_path}/a.jsonl", dict(a="\\u03b5"))
+sys.argv[1:] = ["--list"]
+import runpy; runpy.run_module("dcopy.workflow.preset", run_name="__main__")
+"""
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    answer = python(code, HOME=str(tmp_path), **ascii_only)
+    assert (answer.returncode, answer.stderr) == (0, "") and "smoke" in answer.stdout
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines() == ["a", "ε ±"]
+
+
 # cores
 
 QUOTA, PERIOD = "/cpu.cfs_quota_us", "/cpu.cfs_period_us"  # of version 1

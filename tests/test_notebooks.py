@@ -118,7 +118,9 @@ def executed(smoke, request) -> list[Path]:
     jobs = [job for job in plan.jobs("smoke", [], str(smoke)) if job.notebook == stem]
     for job in jobs:
         log = Path(job.log)
-        assert Path(job.marker).exists(), log.read_text() if log.exists() else f"{job.name} was not started"
+        assert Path(job.marker).exists(), (
+            log.read_text(encoding="utf-8") if log.exists() else f"{job.name} was not started"
+        )
     return [smoke / f"notebooks/{job.name}.ipynb" for job in jobs]
 
 

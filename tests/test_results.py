@@ -124,7 +124,7 @@ def test_jsonl_grows_by_lines_and_forgives_a_last_one_cut_short(tmp_path):
     path = tmp_path / "a.jsonl"
     for epoch in (1, 2, 3):
         results.append_jsonl(path, {"epoch": epoch})
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write('{"epoch": 4')
     assert results.read_jsonl(path) == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3}]
     results.keep_jsonl(path, lambda record: record["epoch"] <= 2)

@@ -20,7 +20,8 @@ def test_ruff_has_nothing_to_say(command):
     assert answer.returncode == 0, answer.stdout
 
 
-SCRIPTS = ["run_all.sh", ".ci/run", *(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/*.sh"))]
+SCRIPTS = ["run_all.sh", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(".ci/*"))]
+SCRIPTS += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/*.sh"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -44,3 +45,13 @@ NEWER = {  # than the bash 3.2 of macOS
 def test_scripts_run_on_the_bash_of_macos(script):
     text = (ROOT / script).read_text(encoding="utf-8")
     assert not [name for name, pattern in NEWER.items() if re.search(pattern, text)]
+
+
+def test_the_table_of_situations_names_tests_that_exist():
+    table = (ROOT / "tests/README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", table)
+    assert len(named) > 50
+    missing = [
+        name for file, name in named if f"def {name}(" not in (ROOT / "tests" / file).read_text("utf-8")
+    ]
+    assert not missing

@@ -53,7 +53,9 @@ class PeakMemory:
         else:
             self.before = None
             with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use
+                Path("/proc/self/clear_refs").write_text(
+                    "5", encoding="utf-8"
+                )  # the peak starts anew from what is in use
                 self.before = self._of_process("VmRSS")
         return self
 
@@ -65,7 +67,7 @@ class PeakMemory:
 
     @staticmethod
     def _of_process(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 

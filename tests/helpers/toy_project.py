@@ -76,7 +76,7 @@ def write_notebook(path: Path, parameters: str, *cells: str, kernel: str = "no-s
         ],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 

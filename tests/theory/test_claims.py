@@ -70,7 +70,7 @@ def test_a_failing_row_is_written_and_then_named(tmp_path):
     good, bad = evidence.exact(1, "holds", 1.0, 1.0), evidence.exact(2, "does not hold", 1.0, 1.5)
     with pytest.raises(ValueError, match=r"1 of 2 rows fail:\nclaim 2 \(does not hold\)"):
         theory.record([good, bad], tmp_path, "01")
-    with open(tmp_path / "theory" / "claims.csv") as file:
+    with open(tmp_path / "theory" / "claims.csv", encoding="utf-8") as file:
         assert [row["pass"] for row in csv.DictReader(file)] == ["True", "False"]
 
 
@@ -86,7 +86,7 @@ def test_notebooks_that_finish_together_keep_each_others_rows(tmp_path, monkeypa
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
-    with open(tmp_path / "theory" / "claims.csv") as file:
+    with open(tmp_path / "theory" / "claims.csv", encoding="utf-8") as file:
         assert [row["claim"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
     origin = json.loads((tmp_path / "theory" / "claims.json").read_text())
     assert all("commit" in part["provenance"] for part in origin.values())

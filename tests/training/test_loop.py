@@ -358,7 +358,7 @@ def test_a_line_that_a_kill_cut_short_is_written_again(reference, tmp_path, at_s
     at_step(5, lambda trainer: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Interrupted):
         run(tmp_path)
-    with open(tmp_path / CONFIG.name / "metrics.jsonl", "a") as file:
+    with open(tmp_path / CONFIG.name / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"epoch": 2, "loss": 0}\n{"epoch": 3, "lo')
     assert_same(run(tmp_path), reference)
 

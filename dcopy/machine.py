@@ -59,6 +59,7 @@ def settle() -> None:
         getpass.getuser()
     except (KeyError, OSError):  # a user id without a name
         environment["LOGNAME"] = f"uid{os.getuid()}"
+    environment.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPU lacks, the processor does
     if cores() < _affinity():  # by a quota, which OpenMP does not know
         environment.setdefault("OMP_NUM_THREADS", str(cores()))
 

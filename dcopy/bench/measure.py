@@ -23,6 +23,8 @@ class Clock:
 
     def now(self):
         if not self.is_cuda:
+            if self.device.type == "mps":
+                torch.mps.synchronize()
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))

@@ -203,7 +203,7 @@ def _probe(config, images, run_dir, options, record, encoder) -> dict:
                 **record,
                 "dataset": config.dataset,
                 **evaluate(encoder, images, **options),
-                **results.provenance(),
+                **results.provenance(hardware.choose()[0]),
             }
         if known != _read_probe(run_dir, record["name"]):
             results.write_json(run_dir / record["name"] / "probe.json", known)

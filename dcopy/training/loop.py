@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from .graphs import FastStep
 from .interrupt import Interrupted, StopSignals
 from .runs import Run, finished_run, go_on_from_fewer_epochs, load_run, on_images
 from .step import Trainer, derive_seed
+
+log = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -105,9 +108,10 @@ class _Loop:
         self.config, self.folder, self.fingerprint, self.group = config, folder, fingerprint, group
         self.images = images.to(device)  # (n, C, H, W) uint8, the whole data set on the device
         self.begun = group.first(lambda: checkpoint.load(folder))
-        # a run keeps the precision in which it began
-        precision = self.begun[1].get("precision") if self.begun else None
-        self.trainer = Trainer(config, images.shape[1], device, precision)
+        began = self.begun[1].get("precision") if self.begun else None
+        self.trainer = Trainer(config, images.shape[1], device, began)
+        if began not in (None, here := hardware.precision_on(device, config.precision)):
+            log.warning("%s goes on in %s, as it began; here auto would be %s", folder.name, began, here)
         augmentation = augment.build(config.recipe.augmentation, config.image_size)
         self.fast_step = FastStep(self.trainer, augmentation, compile, group)
         self.steps = len(images) // config.batch_size  # a partial last batch is dropped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..machine import explain, shown
+from ..machine import explain
 from .checks import fingerprint
 from .datasets import describe, load
 
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         data = load(given.name, given.data_root, image_size=given.image_size, skip_bad=given.skip_bad)
-        print(shown(describe(data)))
+        print(describe(data))
         print(f"fingerprint of what pretraining sees: {fingerprint(data.pretrain())}")
     except (ValueError, OSError) as error:
         print(f"error: {explain(error)}", file=sys.stderr)

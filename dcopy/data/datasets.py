@@ -23,6 +23,7 @@ from torchvision import datasets
 
 from .. import machine
 from ..config import RECIPES, one_of, require
+from ..machine import shown
 from ..results import resolve
 from .checks import why_no_probe
 from .download import say
@@ -154,7 +155,7 @@ def describe(data: ImageData) -> str:
     unlabeled = 0 if data.unlabeled is None else len(data.unlabeled)
     size = "x".join(str(n) for n in data.train.shape[1:])
     return (
-        f"{data.name}: {len(data.train):,} train, {unlabeled:,} unlabeled, {len(data.test):,} test "
+        f"{shown(data.name)}: {len(data.train):,} train, {unlabeled:,} unlabeled, {len(data.test):,} test "
         f"images of {size}, {len(data.classes)} classes"
     )
 

@@ -85,7 +85,7 @@ def pretrain(
         config = group.first(lambda: on_images(config, out_dir, fingerprint, len(images)))
         folder = Path(out_dir) / config.name
         group.first(lambda: held.enter_context(results.locked(folder)))
-        finished = group.first(lambda: finished_run(config, folder))
+        finished = group.first(lambda: finished_run(config, folder, fingerprint))
         if finished is not None:
             return finished
         group.first(lambda: begin(config, folder, fingerprint, len(images)))

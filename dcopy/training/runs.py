@@ -141,11 +141,12 @@ def load_run(folder: str | Path) -> Run:
     return run
 
 
-def finished_run(config: TrainConfig, folder: Path) -> Run | None:
+def finished_run(config: TrainConfig, folder: Path, fingerprint: str | None = None) -> Run | None:
     """The run in a folder if it is finished and its weights are there, else None.
 
     Raises:
-        ValueError: a file in the folder is broken or of another configuration.
+        ValueError: a file in the folder is broken or of another configuration, or the run is not on the
+            images of this fingerprint.
     """
     path = folder / "result.json"
     if not path.exists():
@@ -153,6 +154,10 @@ def finished_run(config: TrainConfig, folder: Path) -> Run | None:
     result = results.read_json(path)
     if "config" not in result or TrainConfig.from_dict(result["config"]) != config:
         raise ValueError(f"{path} belongs to another configuration than {config.name}; move it away")
+    if fingerprint is not None and result.get("data_fingerprint", fingerprint) != fingerprint:
+        raise ValueError(
+            f"{path} has just been made from other images; the same command makes a run beside it"
+        )
     loaded = checkpoint.load(folder)
     if loaded is None:  # a fresh clone has results, but no weights
         return None

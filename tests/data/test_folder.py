@@ -18,7 +18,8 @@ from helpers.tiny import tiny_config
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import functional as F
 
-from dcopy.data import folder, load
+from dcopy.data import fingerprint, folder, load
+from dcopy.data.__main__ import main
 from dcopy.training.loop import pretrain
 
 # geometry
@@ -343,6 +344,18 @@ def test_what_a_probe_lacks_is_said_at_loading_and_training_goes_on(photos, root
     config = tiny_config(dataset=f"folder:{photos}", batch_size=2, epochs=1, encoder="conv", image_size=SIDE)
     run = pretrain(config, photos.parent, data_root=root, device="cpu")
     assert message in capsys.readouterr().out and run.result["images"] >= 2
+
+
+def test_a_command_says_what_a_data_set_holds(photos, root, capsys):
+    two_classes(photos)
+    assert main([f"folder:{photos}", "--image-size=8", f"--data-root={root}"]) == 0
+    *_, lack, sizes, last = capsys.readouterr().out.splitlines()
+    assert "has no labelled test images" in lack and sizes.endswith(
+        "4 train, 0 unlabeled, 0 test images of 3x8x8, 2 classes"
+    )
+    assert last.split()[-1] == fingerprint(read(photos, root).pretrain())
+    assert main([f"folder:{photos}/none"]) == 2
+    assert capsys.readouterr().err == f"error: {photos}/none is not a folder\n"
 
 
 # the cache

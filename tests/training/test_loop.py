@@ -24,7 +24,7 @@ from dcopy.config import METHODS
 from dcopy.training import checkpoint
 from dcopy.training.interrupt import Interrupted
 from dcopy.training.loop import pretrain
-from dcopy.training.runs import load_run
+from dcopy.training.runs import finished_run, load_run
 from dcopy.training.step import Trainer
 from dcopy.workflow.plan import ROOT
 
@@ -205,6 +205,14 @@ def test_a_checkpoint_is_not_continued_on_other_images(reference, tmp_path, at_s
     clean = run(tmp_path / "clean", images=OTHERS["changed"])
     assert_same(run(tmp_path, images=OTHERS["changed"]), clean)
     assert_same(run(tmp_path), reference)
+
+
+def test_a_result_that_another_process_has_just_made_from_other_images_is_not_handed_over(tmp_path):
+    folder = run(tmp_path).folder
+    with pytest.raises(
+        ValueError, match="has just been made from other images; the same command makes a run"
+    ):
+        finished_run(CONFIG, folder, data.fingerprint(OTHERS["fewer"]))
 
 
 def strip_fingerprint(folder):

@@ -36,13 +36,14 @@ class Recipe:
     augmentation: str  # name in dcopy.data.augment.RECIPES
     hidden_dim: int = 512
     projection_dim: int = 128
+    images: int | None = None  # for pretraining; a folder has its own number
 
 
 RECIPES = {
-    "digits": Recipe("conv", 32, 16, "digits", hidden_dim=256, projection_dim=64),
-    "cifar10": Recipe("resnet18-cifar", 64, 32, "cifar"),
-    "cifar100": Recipe("resnet18-cifar", 64, 32, "cifar"),
-    "stl10": Recipe("resnet18", 64, 96, "stl10"),
+    "digits": Recipe("conv", 32, 16, "digits", hidden_dim=256, projection_dim=64, images=1297),
+    "cifar10": Recipe("resnet18-cifar", 64, 32, "cifar", images=50_000),
+    "cifar100": Recipe("resnet18-cifar", 64, 32, "cifar", images=50_000),
+    "stl10": Recipe("resnet18", 64, 96, "stl10", images=105_000),
     "folder": Recipe("resnet18-cifar", 64, 32, "cifar"),
 }
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from .. import machine, results
-from . import plan, presets
+from . import cost, plan, presets
 from .cluster import SLURM, Executor, split
 from .outcome import clock, complain, cut_off, report, report_failures, say
 
@@ -106,7 +106,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("preset", nargs="?", default="quick", metavar="PRESET", help="default: quick; --list shows all")
     add("options", nargs="*", metavar="name=value", help="for example seeds=5 or methods=directcopy,none")
-    add("-n", "--dry-run", action="store_true", help="only say what would run")
+    add("-n", "--dry-run", action="store_true", help="only say what would run, and what it costs")
     here = f"notebooks at a time; here {default_jobs()}, on a cluster as the profile says"
     add("-j", "--jobs", type=int, help=here)
     add(
@@ -150,8 +150,13 @@ def check_writable(folder: Path) -> None:
 
 
 def dry_run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
-    for job in unfinished(given, jobs, folder):
+    todo = unfinished(given, jobs, folder)
+    for job in todo:
         say(f"would run {job.name}")
+    for line in cost.estimate(jobs, todo, given.preset, given.jobs or 1, threads(given)) if todo else ():
+        say(line)
+    if todo and given.profile:
+        say("Steps are timed on this machine; the nodes of the cluster may be others.")
     return 0
 
 

@@ -103,7 +103,7 @@ def test_a_run_that_meets_its_time_limit_twice_ends_with_the_bits_of_one_that_do
         project / "notebooks/03_pretrain.ipynb", toy_project.RESULTS + toy_project.FIELDS, TRAIN
     )
     words = (*ONE, "epochs=100", "--slurm", "time=1", "cores=1", "memory=500M")
-    code, output = toy_project.finish(project, *words, seconds=500)
+    code, output = toy_project.finish(project, *words, seconds=1000)
     assert code == 0, output
     assert output.count("1 jobs met their time limit or lost their node; they go on.") == 2
     (folder,) = (project / "results/smoke/runs").iterdir()

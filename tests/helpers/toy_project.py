@@ -82,7 +82,9 @@ def write_notebook(path: Path, parameters: str, *cells: str, kernel: str = "no-s
 
 def make(root: Path) -> Path:
     """The checkout in `root`: the library copied, and one preset over five notebooks."""
-    shutil.copytree(ROOT / "dcopy", root / "dcopy")
+    shutil.copytree(
+        ROOT / "dcopy", root / "dcopy", ignore=shutil.ignore_patterns("bench")
+    )  # so -n times no step
     with open(root / "dcopy" / "workflow" / "presets.py", "a", encoding="utf-8") as presets:
         presets.write(PRESETS)
     for name in ("Snakefile", "pyproject.toml", "requirements.lock", "run_all.sh"):

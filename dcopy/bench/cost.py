@@ -1,0 +1,74 @@
+"""What runs will take on this machine, from a few steps of training: `python -m dcopy.bench.cost`.
+
+Reads configurations (a JSON list) from stdin and prints what each takes (the same). `workflow.cost` asks this
+of another process, since it plans without torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import sys
+
+from .. import hardware, results
+from ..config import TrainConfig
+from ..data import listing
+from ..training.step import Trainer
+from .bench import step_parts
+
+PIXELS = {"cpu": 2**15, "cuda": 2**22}  # of the images in a trial's batch, at most
+
+
+def images(config: TrainConfig) -> int:
+    """How many images the run pretrains on; nothing is downloaded or decoded for it."""
+    kind, _, path = config.dataset.partition(":")
+    if kind != "folder":
+        return config.recipe.images
+    files = listing.find(results.resolve(path)).files
+    return sum(len(own) for split, own in files.items() if split != "test")
+
+
+def measure(config: TrainConfig) -> dict:
+    """Time, memory and disk of a run, from three steps on a batch that may be smaller than its own.
+
+    Returns:
+        images, steps (of an epoch), seconds (of a step), memory (bytes at the peak, on a GPU those of its
+        own, else those of the process), disk (bytes of a run's two checkpoints), trial (images in the batch
+        that was timed), device and precision.
+    """
+    device, precision = hardware.choose(None, config.precision)
+    most = PIXELS.get(device.type, PIXELS["cpu"]) // config.image_size**2
+    trial = dataclasses.replace(config, batch_size=max(2, min(config.batch_size, most)))
+    times = config.batch_size / trial.batch_size
+    step = step_parts(trial, device, steps=3, warmup=1, compile=False)
+    count, memory = images(config), step["memory"]
+    channels = 1 if config.dataset == "digits" else 3
+    trainer = Trainer(config, channels)
+    state = sum(tensor.nbytes for tensor in trainer.tensors().values())
+    momentum = sum(parameter.nbytes for parameter in trainer.named_parameters.values())
+    peak = (
+        memory["measured"]
+        if device.type == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    return {
+        "images": count,
+        "steps": count // config.batch_size,
+        "seconds": times * step["ms"] / 1e3,
+        "memory": (peak or memory["estimate"])
+        + int((times - 1) * memory["activations"])
+        + count * channels * config.image_size**2,
+        "disk": 2 * (state + momentum),
+        "trial": trial.batch_size,
+        "device": hardware.name(device),
+        "precision": precision,
+    }
+
+
+if __name__ == "__main__":
+    try:
+        answers = [measure(TrainConfig.from_dict(values)) for values in json.load(sys.stdin)]
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(str(error).strip().splitlines()[0])
+    print(json.dumps(answers))

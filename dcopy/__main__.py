@@ -3,7 +3,7 @@
 Several numbers, as in epochs=100,300, make a run for each, which goes on from the one before.
 Long runs are best started here: no browser needs to stay open, and the same command continues a
 run that was stopped (exit code 130, 143, 138 or 75, see `dcopy.training.interrupt`). On several GPUs
-the same run is `torchrun --nproc-per-node 8 -m dcopy ...`.
+the same run is `torchrun --nproc-per-node 8 -m dcopy ...`, or `--processes 8`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="then save and exit with 75")
+    parser.add_argument("--processes", type=int, default=1, help="as torchrun --nproc-per-node, in short")
     parser.add_argument("--timeout-minutes", type=float, default=10.0, help="for one of several processes")
     given = vars(parser.parse_intermixed_args(arguments))
     try:

@@ -13,7 +13,6 @@ import threading
 from .. import machine
 
 TRY_AGAIN = 75  # exit code after `stop_after`
-PARENT = os.getppid()
 ORPHANED = "the end of torchrun"
 REASONS = ("stop_after", ORPHANED, *machine.SIGNALS)
 
@@ -25,7 +24,7 @@ def by_torchrun() -> bool:
 
 def orphaned() -> bool:
     """Whether the torchrun that started this process is gone."""
-    return by_torchrun() and os.getppid() != PARENT
+    return parent is not None and os.getppid() != parent
 
 
 def is_first() -> bool:
@@ -33,7 +32,8 @@ def is_first() -> bool:
     return not by_torchrun() or os.environ["RANK"] == "0"
 
 
-store = None  # where the processes of a run leave word for each other, once they have joined
+# Once the processes of a run have joined: torchrun's number, and where they leave word for each other.
+parent = store = None
 
 
 def say(text: str) -> None:
@@ -78,5 +78,7 @@ class StopSignals:
         self.received = signal.Signals(number).name
 
     def __exit__(self, *error) -> None:
+        if error[0] is not None and by_torchrun():
+            return  # as soon as one process ends, torchrun asks the others to, which have yet to say why
         for number, handler in self._previous.items():
             signal.signal(number, handler)

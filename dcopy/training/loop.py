@@ -14,9 +14,9 @@ from .. import data, hardware, results
 from ..config import TrainConfig, require
 from ..data import augment
 from ..progress import Progress
-from . import checkpoint, health, ranks
+from . import checkpoint, health, launch, ranks
 from .graphs import FastStep
-from .interrupt import Interrupted, StopSignals
+from .interrupt import Interrupted, StopSignals, by_torchrun
 from .runs import Run, finished_run, go_on_from_fewer_epochs, load_run, on_images
 from .step import Trainer, derive_seed
 
@@ -34,6 +34,7 @@ def pretrain(
     compile: bool | None = None,
     checkpoint_minutes: float = 5.0,
     stop_after: float | None = None,
+    processes: int = 1,
     timeout_minutes: float = 10.0,
     progress: bool = True,
 ) -> Run:
@@ -46,8 +47,9 @@ def pretrain(
     stopped, on a GPU up to the order in which kernels sum (0.2 % of the loss over six steps is what the
     test allows). SIGINT, SIGTERM and SIGUSR1 finish the step, save and raise Interrupted.
 
-    Processes that torchrun starts train the run together: each has its part of every batch, so the run
-    is the same whatever their number, up to the order of sums.
+    Several processes train the run together, whether torchrun has started this one among others or
+    `processes` has it started: each has its part of every batch, so the run is the same whatever their
+    number, up to the order of sums.
 
     Args:
         config: the run.
@@ -59,6 +61,7 @@ def pretrain(
         compile: use torch.compile and, on a GPU, CUDA graphs; default: on a GPU. On a CPU the minutes
             that it takes seldom come back.
         stop_after: seconds after which to save and raise Interrupted.
+        processes: start this many by torchrun, a GPU each; they load the data set themselves.
         timeout_minutes: with several processes, after which one that does not answer is given up.
         progress: show a bar (terminal, JupyterLab) or a line per epoch (elsewhere).
 
@@ -70,6 +73,11 @@ def pretrain(
         FloatingPointError: the loss became NaN or infinite; the message names the step.
         Interrupted: stopped by a signal or by `stop_after`; the state is saved.
     """
+    require("processes", processes, processes >= 1, "an integer of at least 1")
+    if processes > 1 and not by_torchrun():
+        options = {"device": device, "compile": compile, "checkpoint_minutes": checkpoint_minutes}
+        options |= {"stop_after": stop_after, "timeout_minutes": timeout_minutes}
+        return launch.pretrain(config, out_dir, processes, images, data_root, skip_bad, **options)
     ranks.take_gpu()
     device, _ = hardware.choose(device, config.precision)
     with ranks.joined(config, device, timeout_minutes) as group, contextlib.ExitStack() as held:

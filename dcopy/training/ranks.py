@@ -76,7 +76,7 @@ class Ranks(Alone):
 
     def __init__(self, store, rank: int, size: int, config: TrainConfig, device, minutes: float):
         N = self.batch_size = config.batch_size
-        self.store, self.rank, self.size = store, rank, size
+        self.store, self.rank, self.size, self.checks = store, rank, size, 0
         own = {"commit": results.commit(), "device": str(device)}
         own["precision"] = hardware.precision_on(device, config.precision)
         self.require_same(**config.to_dict() | results.versions() | own)
@@ -134,7 +134,8 @@ class Ranks(Alone):
 
     def require_same(self, **facts) -> None:
         """Raise ValueError on every rank where a fact differs between two of them."""
-        keys = [f"{rank}: {', '.join(facts)}" for rank in range(self.size)]
+        self.checks = self.checks + 1
+        keys = [f"check {self.checks} of rank {rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], json.dumps(facts))
         first, *others = (json.loads(self.store.get(key)) for key in keys)
         for rank, other in enumerate(others, start=1):
@@ -209,7 +210,7 @@ def joined(config: TrainConfig, device: torch.device, minutes: float):
     try:
         store, rank, size = next(distributed.rendezvous("env://", timeout=timedelta(minutes=minutes)))
         store = distributed.PrefixStore(f"run {next(_runs)}", store)  # one process may train several
-        interrupt.store = store
+        interrupt.parent, interrupt.store = os.getppid(), store
         yield Ranks(store, rank, size, config, device, minutes)
     except RuntimeError as error:
         text = str(error).lower()

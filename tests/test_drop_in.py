@@ -90,7 +90,8 @@ def test_a_head_that_is_never_set_says_so():
     head, z = DirectCopy(D), views(1)[0, 0].requires_grad_()
     with pytest.warns(UserWarning, match="DirectCopy's W_p is still the identity.*calls_per_step"):
         head(z)
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         head.update(z)
         head(z)
         DirectCopy(D, calls_per_step=1)(z)

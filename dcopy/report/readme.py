@@ -267,7 +267,8 @@ def _here(claim: Claim, quick: Path) -> str:
     if claim.column:
         methods = {row["method"]: row for row in _csv(quick / "tables" / f"{claim.table}.csv")}
         return ", ".join(f"{name} {methods[name][claim.column]}" for name in claim.methods if name in methods)
-    own = [row for row in _csv(quick / "theory" / "claims.csv") if int(row["claim"]) in claim.theory]
+    rows = _csv(quick / "theory" / "claims.csv")
+    own = [row for row in rows if int(row["claim"]) in claim.theory and row["pass"]]  # else measured only
     if not own:
         return ""
     met = sum(row["pass"] == "True" for row in own)

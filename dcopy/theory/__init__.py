@@ -13,6 +13,7 @@ from .claims_beyond import (
     learned_predictor,
     phase_diagrams,
 )
+from .claims_cosine import concentration, cosine_loss
 from .claims_dynamics import claim_6, claim_7, claim_8
 from .claims_eps import claim_4, claim_5
 from .claims_features import claim_1, claim_2, claim_3
@@ -27,6 +28,7 @@ from .closed_forms import (
     threshold,
     weight,
 )
+from .cosine import cosine_descent, cosine_shares
 from .downstream import labels_for_accuracy
 from .evidence import Evidence, record, table
 from .flow import (
@@ -60,8 +62,12 @@ __all__ = [
     "claim_9",
     "claim_10",
     "claim_11",
+    "concentration",
     "correlated_noise",
     "correlation",
+    "cosine_descent",
+    "cosine_loss",
+    "cosine_shares",
     "critical_start",
     "deep",
     "deep_feature",

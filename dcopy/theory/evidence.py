@@ -25,7 +25,7 @@ class Evidence:
 
     @property
     def passed(self) -> bool:
-        return all(row["pass"] for row in self.rows)
+        return all(row["pass"] is not False for row in self.rows)
 
 
 def experiment(function):
@@ -106,6 +106,25 @@ def statistical(
     return row | {"interval": half, "repeats": len(repeats)}
 
 
+def measured_only(claim: int, statement: str, measured) -> dict:
+    """A row for a number that no theory here predicts: no tolerance, and neither passed nor failed.
+
+    Args:
+        claim: number of the claim.
+        statement: one line.
+        measured: number.
+
+    Returns:
+        The row, with None where the others have a prediction.
+
+    >>> row = measured_only(1, "one", 1.0)
+    >>> row["measured"], row["predicted"], row["pass"]
+    (1.0, None, None)
+    """
+    row = _row(claim, statement, 0.0, measured, 0.0, 0.0)
+    return row | dict.fromkeys(("predicted", "relative_error", "tolerance", "pass"))
+
+
 def interval(repeats: Tensor, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Mean of independent repeats and the half-width of its Student interval.
 
@@ -143,15 +162,17 @@ def table(rows: list[dict]) -> str:
         measured = f"{row['measured']:.6g}"
         if row["repeats"] > 1:
             measured = f"{row['measured']:.4g} ± {row['interval']:.2g} (n = {row['repeats']})"
-        cells = (
-            f"{row['claim']}",
-            row["statement"],
-            f"{row['predicted']:.6g}",
-            measured,
-            f"{row['relative_error']:.2g}",
-            f"{row['tolerance']:.2g}",
-            "yes" if row["pass"] else "**NO**",
-        )
+        if row["pass"] is None:
+            judged = ("—", measured, "—", "—", "measured only")
+        else:
+            judged = (
+                f"{row['predicted']:.6g}",
+                measured,
+                f"{row['relative_error']:.2g}",
+                f"{row['tolerance']:.2g}",
+                "yes" if row["pass"] else "**NO**",
+            )
+        cells = (f"{row['claim']}", row["statement"], *judged)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -195,7 +216,7 @@ def record(rows: list[dict], results_dir: str | Path, notebook: str, device="cpu
         results.write_json(path, dict(sorted(known.items())))
         table = [row for part in known.values() for row in part["rows"]]
         results.write_csv(folder / "claims.csv", sorted(table, key=lambda row: row["claim"]))
-    failing = [row for row in rows if not row["pass"]]
+    failing = [row for row in rows if row["pass"] is False]
     if failing:
         lines = (
             f"claim {r['claim']} ({r['statement']}): predicted {r['predicted']:.9g}, "

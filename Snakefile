@@ -124,3 +124,13 @@ rule your_own_trainer:
     threads: THREADS
     shell:
         RUN
+
+
+rule theory_and_network:
+    output:
+        DONE + "08_theory_and_network.json",
+    params:
+        **params("08_theory_and_network"),
+    threads: THREADS
+    shell:
+        RUN

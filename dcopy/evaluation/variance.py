@@ -31,9 +31,13 @@ def load_network(folder: str | Path) -> tuple[Network, Tensor, TrainConfig]:
 
 @torch.inference_mode()
 def variances(
-    folder: str | Path, images: Tensor, views: int = 16, device: str | None = None
+    folder: str | Path,
+    images: Tensor,
+    views: int = 16,
+    device: str | None = None,
+    directions: Tensor | None = None,
 ) -> dict[str, list[float]]:
-    """Variance over images and under augmentation along each eigenvector u of F.
+    """Variance over images and under augmentation along each eigenvector u of F, or other directions.
 
     With z the projection of a random view of image x: over images Var_x E[u.z | x], under
     augmentation E_x Var[u.z | x]; both unbiased for a finite number of views.
@@ -43,9 +47,11 @@ def variances(
         images: (N, C, H, W) uint8.
         views: random views of each image, at least 2.
         device: default a GPU where there is one.
+        directions: (D, D), orthonormal columns; default the eigenvectors of F, by eigenvalue from
+            large to small.
 
     Returns:
-        Lists of D numbers, by eigenvalue from large to small: eigenvalue, image, augmentation, and
+        Lists of D numbers, one a direction: eigenvalue (u.F u), image, augmentation, and
         sigma2 = augmentation / image (infinite values as None).
     """
     network, F, config = load_network(folder)
@@ -58,13 +64,17 @@ def variances(
         return torch.cat([network(augmentation(batch, generator)) for batch in batches])
 
     z = torch.stack([project() for _ in range(views)]).cpu().double()  # (V, N, D)
-    eigenvalues, U = torch.linalg.eigh(F.double())
-    along = z @ U.flip(1)  # (V, N, D), largest eigenvalue first
+    if directions is None:
+        eigenvalues, U = (part.flip(-1) for part in torch.linalg.eigh(F.double()))
+    else:
+        U = directions.double().cpu()
+        eigenvalues = (U * (F.double() @ U)).sum(0)  # (D,)
+    along = z @ U  # (V, N, D)
     under = along.var(dim=0).mean(dim=0)  # (D,)
     over = (along.mean(dim=0).var(dim=0) - under / views).clamp(min=0)  # (D,)
     ratio = under / over
     return {
-        "eigenvalue": eigenvalues.flip(0).clamp(min=0).tolist(),
+        "eigenvalue": eigenvalues.clamp(min=0).tolist(),
         "image": over.tolist(),
         "augmentation": under.tolist(),
         "sigma2": [value if value < float("inf") else None for value in ratio.tolist()],

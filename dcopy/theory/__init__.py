@@ -17,6 +17,7 @@ from .claims_cosine import concentration, cosine_loss
 from .claims_dynamics import claim_6, claim_7, claim_8
 from .claims_eps import claim_4, claim_5
 from .claims_features import claim_1, claim_2, claim_3
+from .claims_network import network_in_time
 from .claims_samples import claim_9, claim_10, claim_11, imperfect_pretraining, two_variances
 from .closed_forms import (
     critical_start,
@@ -94,6 +95,7 @@ __all__ = [
     "least_squares_excess",
     "limit",
     "moments",
+    "network_in_time",
     "phase_diagrams",
     "polar",
     "random_basis",

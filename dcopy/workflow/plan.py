@@ -97,9 +97,8 @@ def jobs(preset_name: str, options: list[str], results_dir: str) -> list[Job]:
     for notebook in ("05_paper_tables", "06_ablations"):  # read what all runs left
         if notebook in preset.notebooks:
             found.append(job(notebook, {"runs": [run.name for run in runs]}))
-    if "07_your_own_trainer" in preset.notebooks:  # trains on its own
-        found.append(job("07_your_own_trainer", {}))
-    return found
+    own = ("07_your_own_trainer", "08_theory_and_network")  # train on their own
+    return found + [job(notebook, {}) for notebook in own if notebook in preset.notebooks]
 
 
 def _plain(variant) -> str:

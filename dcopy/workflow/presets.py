@@ -124,10 +124,11 @@ PRESETS = {
             "05_paper_tables": {},
             "06_ablations": {"views": 2},
             "07_your_own_trainer": {"epochs": 2, "width": 4, "draws": 2},
+            "08_theory_and_network": {"epochs": [1, 2], "seeds": [0], "views": 2, "width": 4},
         },
     ),
     "quick": Preset(
-        "the paper's story on scikit-learn's digits: six methods, 3 seeds (7 minutes on 2 cores)",
+        "the paper's story on scikit-learn's digits: six methods, 3 seeds (8 minutes on 2 cores)",
         variants=QUICK_METHODS,
         shared={"dataset": "digits", "epochs": 60, "batch_size": 64},
         seeds=3,
@@ -137,6 +138,7 @@ PRESETS = {
             "04_linear_probe": {},
             "05_paper_tables": {},
             "07_your_own_trainer": {},
+            "08_theory_and_network": {},
         },
     ),
     "ablations": Preset(

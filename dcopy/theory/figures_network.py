@@ -16,8 +16,8 @@ def cosine_paths(data: dict) -> Figure:
     figure, grid = plt.subplots(len(etas), 3, figsize=(9.6, 2.7 * len(etas)), sharex=True, sharey=True)
     titles = {
         ("quadratic", 0.0): "quadratic loss",
-        ("cosine", 0.0): "cosine loss, weights over |W|",
-        ("cosine", 0.3): "the same, ε = 0.3",
+        ("cosine", 0.0): "cosine loss, λ over |W|",
+        ("cosine", 0.3): "cosine loss, ε = 0.3",
     }
     colors = shades(len(data["variances"]))
     for row, eta in zip(grid, etas, strict=True):

@@ -32,6 +32,8 @@ CLAIMS = {  # the experiments at a size for tests
     "12, correlated": theory.correlated_noise,
     "12, discrete": theory.discrete_steps,
     "12, learned": partial(theory.learned_predictor, starts=3),
+    "13": theory.cosine_loss,
+    "13, dimensions": partial(theory.concentration, repeats=4, samples=2000),
 }
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -40,9 +42,10 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claim_holds(name, device):
     rows = CLAIMS[name](device=device).rows
-    failing = [row for row in rows if not row["pass"]]
-    assert rows and not failing, failing
-    for row in rows:
+    judged = [row for row in rows if row["pass"] is not None]  # the others are measured only
+    failing = [row for row in judged if not row["pass"]]
+    assert judged and not failing, failing
+    for row in judged:
         assert row["repeats"] > 1 or row["tolerance"] <= 1e-6  # deterministic rows are held to 1e-6
 
 

@@ -95,7 +95,7 @@ def test_rows_that_are_measured_only_neither_pass_nor_fail(tmp_path):
     assert rows[0].passed
     assert "| 13 | a; number | — | 0.25 | — | — | measured only |" in theory.table(rows[0].rows)
     path = theory.record(rows[0].rows, tmp_path / "quick", "08")
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         assert [row["pass"] for row in csv.DictReader(file)] == ["", ""]
     claim = partial(readme.Claim, "statement", "08_theory_and_network", theory=(13,))
     assert readme._here(claim(), tmp_path / "quick") == ""

@@ -26,7 +26,7 @@ def run(*words):
     return shlex.join(words).replace("{", "{{").replace("}", "}}")
 
 
-RUN = run("cd", str(plan.ROOT)) + " && "
+RUN = run("cd", str(plan.ROOT)) + " && exec "
 RUN += run(sys.executable, "-m", "dcopy.workflow.notebook", "--results-dir", RESULTS) + " {params.arguments}"
 
 

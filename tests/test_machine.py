@@ -139,7 +139,7 @@ QUOTA, PERIOD = "/cpu.cfs_quota_us", "/cpu.cfs_period_us"  # of version 1
         ("4:cpu,cpuacct:/a", {"cpu,cpuacct/a" + QUOTA: "150000", "cpu,cpuacct/a" + PERIOD: "100000"}, 1.5),
         ("1:cpu:/docker/1", {"cpu" + QUOTA: "300000", "cpu" + PERIOD: "100000"}, 3),
         ("1:cpu:/", {"cpu" + QUOTA: "-1", "cpu" + PERIOD: "100000"}, float("inf")),
-        ("3:cpuset:/\n2:name=systemd:/", {"cpu.max": "1 1"}, float("inf")),  # of no group of ours
+        ("3:cpuset:/a\n2:name=systemd:/a", {"cpu/a" + QUOTA: "1", "cpu/a" + PERIOD: "1"}, float("inf")),
         ("garbage: :", {}, float("inf")),
     ],
 )  # fmt: skip

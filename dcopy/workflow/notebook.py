@@ -64,6 +64,7 @@ def socket_folder() -> tempfile.TemporaryDirectory | None:
             folder = tempfile.TemporaryDirectory(prefix="dcopy-", dir=place)
             with socket.socket(socket.AF_UNIX) as trial:
                 trial.bind(f"{folder.name}/kernel-ipc-1000")  # too long a path is an OSError
+            Path(folder.name, "trial").write_bytes(bytes(4096))  # and so is a full disk
             return folder
     return None
 
@@ -91,7 +92,7 @@ class Kernel(AsyncKernelManager):
         """Without the user's start-up files and history: what a notebook gives depends on it alone."""
         options = ["-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         argv = [sys.executable, *options, "--HistoryManager.enabled=False"]
-        own = {"IPYTHONDIR": self.folder.name, "PYTHONSTARTUP": ""}
+        own = {"IPYTHONDIR": self.folder.name, "PYTHONSTARTUP": "", "MPLBACKEND": ""}
         return KernelSpec(argv=argv, env=own, display_name="Python 3", language="python")
 
 

@@ -119,7 +119,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--profile", type=Path, metavar="DIR", help="the same with another profile of Snakemake's")
     add("--list", action="store_true", help="list the presets")
-    place = os.environ.get("DCOPY_RESULTS", "results")
+    place = os.environ.get("DCOPY_RESULTS") or "results"
     add("--results", default=place, help="folder of all results; default: $DCOPY_RESULTS, else results")
     add("--check", action="store_true", help=argparse.SUPPRESS)  # refuse wrong words, run nothing
     given = parser.parse_intermixed_args(arguments)
@@ -191,7 +191,7 @@ def local(given: argparse.Namespace) -> str:
 def threads(given: argparse.Namespace) -> int:
     """What OMP_NUM_THREADS asks for, else a fair share of the cores."""
     wish = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wish) if wish.isdigit() else max(1, machine.cores() // (given.jobs or 1))
+    return max(1, int(wish) if wish.isdigit() else machine.cores() // (given.jobs or 1))
 
 
 def snakemake(given: argparse.Namespace, folder: Path) -> list[str]:

@@ -295,7 +295,7 @@ def test_stopped_after_every_step_it_ends_the_same(reference, tmp_path):
     assert_same(finished, reference)
 
 
-@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138), ("SIGHUP", 129)])
 def test_signals_finish_the_step_save_and_leave(name, code, reference, tmp_path, at_step, monkeypatch):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     at_step(5, lambda trainer: signal.raise_signal(getattr(signal, name)))

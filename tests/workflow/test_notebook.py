@@ -186,10 +186,13 @@ def test_a_users_own_start_up_changes_nothing(place, monkeypatch):
     profile = place / "ipython/profile_default/startup"
     profile.mkdir(parents=True)
     (profile / "a.py").write_text("print('profile')")
+    monkeypatch.setenv("MPLBACKEND", "tkagg")
     monkeypatch.setenv("PYTHONSTARTUP", str(place / "startup.py"))
     monkeypatch.setenv("IPYTHONDIR", str(place / "ipython"))
-    notebook = toy_project.write_notebook(place / "a.ipynb", "n: int = 1", "print(len(In), n)")
-    assert run(notebook) == 0 and outputs(place / "out/notebooks/a.ipynb") == "3 1\n"
+    notebook = toy_project.write_notebook(
+        place / "a.ipynb", "n: int = 1", "import os\nprint(len(In), n, os.environ['MPLBACKEND'][:6])"
+    )
+    assert run(notebook) == 0 and outputs(place / "out/notebooks/a.ipynb") == "3 1 module\n"
 
 
 def test_a_full_disk_is_one_line_and_the_log_need_not_fit(place, monkeypatch, capsys):

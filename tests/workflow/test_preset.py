@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import toy_project
@@ -187,6 +188,13 @@ def test_cores_are_shared_among_the_notebooks_that_run_at_once(finished):
     _, output = finished
     expected = max(1, machine.cores() // preset.default_jobs())
     assert f"| threads {expected}\n" in output
+
+
+@pytest.mark.parametrize(("wish", "threads"), [("3", 3), ("0", 1), ("4,2", 4), ("", 4)])
+def test_threads_are_what_openmp_is_asked_for_else_a_fair_share(monkeypatch, wish, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", wish)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    assert preset.threads(SimpleNamespace(jobs=2)) == threads
 
 
 def test_a_second_start_has_nothing_to_do(finished):

@@ -3,16 +3,19 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import toy_project
 from helpers.tiny import tiny_config, tiny_run, untimed
 
 from dcopy import results
+from dcopy.training import checkpoint
 
 if not os.environ.get("DCOPY_TEST_SLURM"):
     pytest.skip(
@@ -134,9 +137,38 @@ def test_a_stopped_workflow_leaves_no_job_behind(project):
     process.kill()  # which leaves the jobs to themselves, until the next start
     process.communicate()
     assert queue(project)
-    code, output = toy_project.finish(project, *ONE, *SMALL, seconds=200)
+    code, output = toy_project.finish(project, *ONE, *SMALL, seconds=600)
     assert code == 0, output
     assert re.search(
         r"\d jobs of a start that was killed were still there; they have saved and stopped", output
     )
     assert not queue(project)
+
+
+def test_a_run_on_two_nodes_is_that_of_one_process(tmp_path):
+    run = ["-m", "dcopy", "dataset=digits", "epochs=2", "width=2", "batch_size=256", "--device", "cpu"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    nodes = ["srun", "--nodes=2", "--ntasks=2", "--time=5", sys.executable, "-m", "torch.distributed.run"]
+    nodes += ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+    environment = toy_project.environment(toy_project.ROOT, OMP_NUM_THREADS="1")
+    folders = []
+    for place, command in (("two", nodes), ("one", [sys.executable])):
+        words = [*command, *run, "--out-dir", str(tmp_path / place)]
+        done = subprocess.run(
+            words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400
+        )
+        assert done.returncode == 0, done.stderr
+        folders += (tmp_path / place).iterdir()
+    two, one = folders
+    assert two.name == one.name
+    assert results.read_json(two / "result.json")["processes"] == 2
+    for shared, alone in zip(
+        *(results.read_jsonl(folder / "metrics.jsonl") for folder in folders), strict=True
+    ):
+        assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-4)  # of float32, summed in another order
+    (state, _), (expected, _) = (checkpoint.load(folder) for folder in folders)
+    assert set(state) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-3, msg=name)

@@ -150,7 +150,7 @@ def _content_key(listing: Listing, caches: Path) -> str:
         seen = [
             f"{name}\0{times}" for name, times in zip(files, pool.map(_times, files.values()), strict=True)
         ]
-        remembered = caches / f"{_digest(str(listing.path), *seen)}.seen"
+        remembered = caches / f"{_digest(str(FORMAT), str(listing.path), *seen)}.seen"
         if remembered.exists():
             return remembered.read_text()
         contents = dict(zip(files, pool.map(_content, files.values()), strict=True))

@@ -84,15 +84,14 @@ class _Search:
     def listing(self) -> Listing:
         splits = self.splits()
         if splits.keys() & {"train", "unlabeled"}:
-            found = {
-                split: list(self.labelled(splits, split)) for split in ("train", "test") if split in splits
-            }
+            found = {split: list(self.labelled(splits, split)) for split in splits if split != "unlabeled"}
             unlabeled = list(self.walk(splits["unlabeled"])) if "unlabeled" in splits else []
         else:
             found, unlabeled = {}, self.visible(self.path)
+            unlabeled = [] if any(entry.is_dir() for entry in unlabeled) else unlabeled
         if unlabeled:
             found["unlabeled"] = [(file, UNLABELED) for file in unlabeled]
-        if not found or (not splits and any(entry.is_dir() for entry in unlabeled)):
+        if not found:
             raise ValueError(f"{shown(self.path)} holds no images in a known layout: {LAYOUTS}")
         if self.left:
             self.notes.append(f"not looked at, as systems and cameras leave it: {_few(self.left)}")

@@ -373,6 +373,14 @@ def test_images_are_decoded_once(photos, root, capsys):
     assert decodes(capsys) == 0 and torch.equal(first.train, second.train)
 
 
+def test_a_cache_of_another_version_is_not_used(photos, root, capsys, monkeypatch):
+    two_classes(photos)
+    for version in (folder.FORMAT - 1, folder.FORMAT):
+        monkeypatch.setattr(folder, "FORMAT", version)
+        read(photos, root)
+    assert decodes(capsys) == 2
+
+
 def test_a_folder_that_moved_is_not_decoded_again(photos, root, capsys):
     two_classes(photos)
     read(photos, root)

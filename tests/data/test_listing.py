@@ -59,6 +59,7 @@ def test_unlabelled_images_join_train_for_pretraining_only(photos, root):
     [
         ([], r"photos holds no images in a known layout: train/<class>/"),
         (["cat/a.png"], r"photos holds no images in a known layout"),
+        (["a.png", "test/cat/a.png"], r"photos holds no images in a known layout"),
         (["train/a.png"], r"train/a.png is in no class folder"),
         (["train/cat/a.png", "train/dog/"], r"train/dog is a class without images"),
         (["train/cat/a.png", "test/dog/"], r"test/dog is a class that train/ lacks; it has cat"),

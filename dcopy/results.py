@@ -109,8 +109,8 @@ def _replace(source: Path, target: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with atomic(path) as temporary:  # a folder of photos may have a name that is no text
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
@@ -179,7 +179,10 @@ def locked(folder: str | Path, wait: bool = False):
 
 def write_csv(path: str | Path, rows: list[dict]) -> Path:
     """Write rows that share their keys as CSV, in the order of the first row's keys."""
-    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -143,6 +143,14 @@ def test_csv_keeps_the_order_of_the_first_rows_keys(tmp_path):
 # places
 
 
+def test_names_that_are_no_text_can_be_written(tmp_path):
+    """As of a folder of photos, in the rows and titles of tables."""
+    name = os.fsdecode(b"caf\xe9")
+    assert results.write_text(tmp_path / "a.md", name).read_text() == "caf\\udce9"
+    assert results.write_csv(tmp_path / "a.csv", [{"name": name}]).read_text() == "name\ncaf\\udce9\n"
+    assert results.read_json(results.write_json(tmp_path / "a.json", name)) == name
+
+
 def test_a_relative_path_is_the_same_from_a_notebook_and_from_the_root(tmp_path, monkeypatch):
     for folder in (ROOT, ROOT / "notebooks", ROOT / "dcopy"):
         monkeypatch.chdir(folder)

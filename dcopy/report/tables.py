@@ -193,7 +193,8 @@ def to_latex(table: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> st
     sides = ["r" if number else "l" for number in _numbers(table)]
     cells = {}
     for name, side in zip(table.columns, sides, strict=True):
-        column = [cell.replace(" ± ", "±") if wide else cell for cell in table[name].astype(str)]
+        column = ["—" if pd.isna(cell) else str(cell) for cell in table[name]]
+        column = [cell.replace(" ± ", "±") if wide else cell for cell in column]
         name = _broken(str(name), longest[0], f"[b]{{@{{}}{side}@{{}}}}")
         cells[name] = [_broken(cell, longest[1]) for cell in column]
     tabular = pd.DataFrame(cells).style.hide(axis="index").to_latex(hrules=True, column_format="".join(sides))

@@ -318,3 +318,8 @@ def test_every_method_has_its_own_colour_and_marker():
     names = METHODS.keys() | tables.BASELINES.keys()
     assert plotting.COLORS.keys() == plotting.MARKERS.keys() == names
     assert len(set(plotting.COLORS.values())) == len(set(plotting.MARKERS.values())) == len(names)
+
+
+def test_what_is_missing_is_a_dash_in_latex():
+    table = pd.DataFrame({"method": ["DirectCopy", None], "sigma2": [0.5, float("nan")]})
+    assert r"-- & -- \\" in tables.to_latex(table, "caption")

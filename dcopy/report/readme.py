@@ -13,7 +13,7 @@ from .. import __version__, results
 from ..config import REPOSITORY
 from ..workflow import plan, presets
 from ..workflow.outcome import clock
-from . import comparison, health_limits, published
+from . import claims, comparison, health_limits, published
 
 SHOWN = ("quick", "cifar10-small", "ablations")  # presets with a part of their own
 
@@ -176,6 +176,7 @@ def results_part(folder: Path, repository: str | None = REPOSITORY) -> str:
     quick, small = folder / "quick", folder / "cifar10-small"
     parts = [
         _table(_claim(claim, quick, repository) for claim in CLAIMS),
+        *_folded("The paper's claims on every data set, computed from the files of runs", _claims(folder)),
         origin(folder),
         _methods(quick) or "The quick preset: not run.",
         _methods(small) or "cifar10-small: not run.",
@@ -298,6 +299,11 @@ def _time(notebook: str, quick: Path) -> str:
     paths = [path for path in quick.glob(f"notebooks/{notebook}*") if path.suffixes == [".ipynb"]]
     durations = [results.read_json(path)["metadata"]["papermill"]["duration"] for path in paths]
     return clock(sum(durations)) if durations else "—"
+
+
+def _claims(folder: Path) -> list[str]:
+    rows = claims.table(claims.findings(folder))
+    return [_table({name: row[name] for name in ("claim", "data", "finding")} for row in rows)]
 
 
 def _across(table1: list[dict]) -> list[dict]:

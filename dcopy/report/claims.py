@@ -1,0 +1,260 @@
+"""The paper's claims as sentences, each computed from the files of finished runs, and held or not by them.
+
+What has not been run says so. A difference between two methods is paired: the same seed gives both the
+same images, order and noise; its interval is Student's, at 95 %.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from .. import results
+from ..config import METHODS, TrainConfig
+from ..training import health
+from ..workflow import presets
+from .tables import BASELINES, ORDER
+
+DATA = {"digits": "quick", "CIFAR-10": "cifar10-small", "CIFAR-100": "cifar100-small"}  # name: preset
+DECAYS = {"digits": "ablations", "CIFAR-10": "ablations-cifar10-small"}
+TITLES = {
+    "a": "DirectCopy rivals DirectPred",
+    "b": "Both beat a linear predictor learned by SGD",
+    "c": "Without a predictor training collapses, and that is known before any label",
+    "d": "The gain is in the labels saved",
+    "e": "Weight decay drops the directions that augmentation changes",
+    "f": "DirectCopy costs less than DirectPred",
+}
+PAIRS = [  # claim, first, second: the first minus the second
+    ("a", "directcopy", "directpred"),
+    ("b", "directcopy", "linear"),
+    ("b", "directpred", "linear"),
+]
+MARGIN = 2.0  # points by which a method may lie behind one that it rivals
+FEW = 10  # labels a class in claim d
+NOT_RUN = "not run"
+DIMENSION = 128  # D in claim f
+
+
+def load(folder: Path, preset: str) -> list[dict]:
+    """The runs of a preset that are finished and probed, and their baselines.
+
+    Args:
+        folder: of all results.
+
+    Returns:
+        For each: method, seed, label, path (of its folder, from the folder of all results), probe, and
+        result (None for a baseline). Methods come as in `tables.ORDER`.
+    """
+    found = {}
+    for config in presets.get(preset).runs():
+        place = folder / preset / "runs" / config.name
+        if not (_plain(config) and (place / "result.json").exists() and (place / "probe.json").exists()):
+            continue
+        probe = results.read_json(place / "probe.json")
+        found[config.name] = (place, probe, results.read_json(place / "result.json"))
+        for name in probe["baselines"]:
+            path = folder / preset / "runs" / name
+            if (path / "probe.json").exists():
+                found[name] = (path, results.read_json(path / "probe.json"), None)
+    records = [
+        {
+            **{key: probe[key] for key in ("method", "seed", "label")},
+            "path": place.relative_to(folder).as_posix(),
+            "probe": probe,
+            "result": result,
+        }
+        for place, probe, result in found.values()
+    ]
+    return sorted(records, key=lambda record: (ORDER.index(record["method"]), record["seed"]))
+
+
+def _plain(config: TrainConfig) -> bool:
+    """Whether a method stands here as the protocol has it, without a variant of it."""
+    return config.freq == 1 and config.normalize == "none"
+
+
+def of(records: list[dict], method: str) -> list[dict]:
+    return [record for record in records if record["method"] == method]
+
+
+def accuracy(record: dict) -> float:
+    """Percent with all labels, by the headline probe."""
+    return 100 * record["probe"]["linear"]["accuracy"]
+
+
+def paired(records: list[dict], first: str, second: str) -> dict | None:
+    """First minus second method in points, all labels: seeds, differences, mean, and the interval.
+
+    None where no seed has both; low and high are None where one seed has.
+    """
+    from scipy.stats import t  # a dependency of scikit-learn
+
+    own = [{record["seed"]: record for record in of(records, method)} for method in (first, second)]
+    seeds = sorted(own[0].keys() & own[1].keys())
+    if not seeds:
+        return None
+    differences = [accuracy(own[0][seed]) - accuracy(own[1][seed]) for seed in seeds]
+    n, mean, low, high = len(seeds), float(np.mean(differences)), None, None
+    if n > 1:
+        half = float(t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / n**0.5)
+        low, high = mean - half, mean + half
+    paths = [own[i][seed]["path"] for i in (0, 1) for seed in seeds]
+    return {
+        **{"first": first, "second": second, "seeds": seeds, "differences": differences},
+        **{"mean": mean, "low": low, "high": high, "files": [f"{path}/probe.json" for path in paths]},
+    }
+
+
+def _compared(claim: str, found: dict) -> str:
+    mean, low, high, n = found["mean"], found["low"], found["high"], len(found["seeds"])
+    names = f"{METHODS[found['first']]} minus {METHODS[found['second']]}"
+    if n == 1:
+        return f"{names}: {_signed(mean)} points with all labels (one seed, which cannot tell it from noise)"
+    if claim == "a":
+        outcome = "rivals it" if low > -MARGIN else "falls behind" if high < -MARGIN else "open"
+        outcome += f", with a margin of {MARGIN:g} points"
+    else:
+        outcome = "beats it" if low > 0 else "loses to it" if high < 0 else "open"
+    interval = f"95 % interval {_signed(low)} to {_signed(high)}"
+    return f"{names}: {_signed(mean)} points with all labels ({interval}, paired, n = {n}): {outcome}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def verdict(record: dict) -> str:
+    """On health, at the last epoch of pretraining, without labels."""
+    return health.judged(record["result"]["metrics"])["verdict"]
+
+
+def _collapse(records: list[dict]) -> tuple[str, list[str]] | None:
+    none, copy = of(records, "none"), of(records, "directcopy")
+    if not (none and copy):
+        return None
+    collapsed, healthy = (
+        sum(verdict(record) == wanted for record in group)
+        for group, wanted in ((none, "collapsed"), (copy, "healthy"))
+    )
+    means = [
+        np.mean([accuracy(record) for record in of(records, m)]) for m in ("none", "random", "directcopy")
+    ]
+    sentence = (
+        f"collapsed without a predictor: {collapsed} of {len(none)} runs; healthy with DirectCopy: {healthy} "
+        f"of {len(copy)}. Labels then find {means[0]:.1f} % without a predictor, {means[1]:.1f} % in a "
+        f"random encoder and {means[2]:.1f} % with DirectCopy"
+    )
+    files = [f"{record['path']}/{kind}.json" for record in (*none, *copy) for kind in ("result", "probe")]
+    return sentence, [*files, *(f"{record['path']}/probe.json" for record in of(records, "random"))]
+
+
+def curve(records: list[dict], method: str) -> dict[int | str, float]:
+    """Mean accuracy in percent over seeds by the number of labels a class, "all" last."""
+    points: dict = {}
+    for record in of(records, method):
+        for point in record["probe"]["label_efficiency"]:
+            points.setdefault(point["labels_per_class"], []).append(100 * point["accuracy_mean"])
+    return {number: float(np.mean(values)) for number, values in points.items()}
+
+
+def _saved(records: list[dict]) -> tuple[str, list[str]] | None:
+    curves = {method: curve(records, method) for method in ("directcopy", *BASELINES)}
+    if not all(curves.values()):
+        return None
+    reached = curves["directcopy"][FEW]
+    needs = []
+    for method, label in BASELINES.items():
+        enough = [number for number, value in curves[method].items() if value >= reached]
+        number = "more than all" if not enough else "all" if enough[0] == "all" else f"{enough[0]}"
+        needs.append(f"{label} {number}")
+    tried = ", ".join(map(str, curves["directcopy"]))
+    sentence = (
+        f"{FEW} labels a class give DirectCopy {reached:.1f} %; for as much need, of {tried} labels a class: "
+        + ", ".join(needs)
+    )
+    methods = ("directcopy", *BASELINES)
+    return sentence, [f"{record['path']}/probe.json" for method in methods for record in of(records, method)]
+
+
+def decays(folder: Path, preset: str) -> list[dict]:
+    """A row a weight decay, from large eigenvalues of F to small: what survives, and its variance."""
+    path = folder / preset / "tables" / "surviving-directions.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _dropped(folder: Path, preset: str) -> tuple[str, list[str]] | None:
+    rows = decays(folder, preset)
+    if not rows:
+        return None
+    first, last = rows[0], rows[-1]
+    survivors = [float(row["survivors"]) for row in rows]
+    correlations = [float(row["rank_correlation"]) for row in rows]
+    agree = sum(correlation < 0 for correlation in correlations)
+    ends = [f"{correlations[i]:+.2f}".replace("-", "−") for i in (0, -1)]
+    sentence = (
+        f"from weight decay {first['weight decay']} to {last['weight decay']}, {survivors[0]:.1f} directions "
+        f"of F become {survivors[-1]:.1f}; larger eigenvalues have less variance under augmentation at "
+        f"{agree} of {len(rows)} weight decays (rank correlation {ends[0]} at the first, {ends[1]} at the "
+        "last)"
+    )
+    return sentence, [f"{preset}/tables/surviving-directions.csv"]
+
+
+def _cost(folder: Path, name: str) -> tuple[str, list[str]] | None:
+    path = folder / "bench" / name
+    if not path.exists():
+        return None
+    record = results.read_json(path)
+    ms = {row["label"]: row["ms"] for row in record["predictors"] if row["dim"] == DIMENSION}
+    copy, pred = METHODS["directcopy"], METHODS["directpred"]
+    times = [
+        f"{label} {ms[label]:.2f} ms ({100 * ms[label] / record['step']['ms']:.2g} % of a step)"
+        for label in (copy, pred)
+    ]
+    sentence = (
+        f"an update at D = {DIMENSION} takes {times[0]} and {times[1]} on {record['provenance']['device']}: "
+        f"{ms[pred] / ms[copy]:.1f} times as long with DirectPred"
+    )
+    return sentence, [f"bench/{name}"]
+
+
+def findings(folder: str | Path) -> list[dict]:
+    """Every claim on every data set: claim (its letter), data, finding (a sentence), files.
+
+    Args:
+        folder: of all results, such as results/.
+    """
+    folder = Path(folder)
+    rows = []
+
+    def add(claim: str, data: str, found: tuple[str, list[str]] | None) -> None:
+        sentence, files = found or (NOT_RUN, [])
+        rows.append({"claim": claim, "data": data, "finding": sentence, "files": files})
+
+    records = {data: load(folder, preset) for data, preset in DATA.items()}
+    for claim, first, second in PAIRS:
+        for data, own in records.items():
+            found = paired(own, first, second)
+            add(claim, data, found and (_compared(claim, found), found["files"]))
+    for claim, function in (("c", _collapse), ("d", _saved)):
+        for data, own in records.items():
+            add(claim, data, function(own))
+    for data, preset in DECAYS.items():
+        add("e", data, _dropped(folder, preset))
+    for data, name in (("processor", "cpu.json"), ("GPU", "gpu-bf16-directpred.json")):
+        add("f", data, _cost(folder, name))
+    return rows
+
+
+def table(rows: list[dict]) -> list[dict]:
+    """The rows of `findings` as a reader sees them."""
+    return [
+        {**row, "claim": f"({row['claim']}) {TITLES[row['claim']]}", "files": len(row["files"])}
+        for row in rows
+    ]

@@ -1,0 +1,161 @@
+"""The claims: each sentence is recomputed from the files, by other code than that which wrote it."""
+
+import csv
+import json
+import re
+import statistics
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from dcopy import results
+from dcopy.report import claim_figures, claims
+from dcopy.workflow import presets
+
+ROOT = Path(__file__).parents[2] / "results"
+METHODS = {"directcopy": "DirectCopy", "directpred": "DirectPred", "linear": "SGD linear predictor"}
+MEDIANS = ("sigma2_survivors", "sigma2_dropped")
+T = {2: 12.706, 3: 4.303}  # Student's 97.5 % with one degree of freedom less than seeds
+
+
+def write_run(folder: Path, config, accuracy: float, rank: float) -> None:
+    points = [{"labels_per_class": n, "accuracy_mean": accuracy - 1 / (n + 2)} for n in (1, 5, 10, 20, 100)]
+    probe = {
+        **{"name": config.name, "label": config.label, "method": config.method, "seed": config.seed},
+        "linear": {"accuracy": accuracy},
+        "label_efficiency": [*points, {"labels_per_class": "all", "accuracy_mean": accuracy}],
+        "baselines": ["pixels", f"random-{config.seed}"],
+    }
+    metrics = {"projection_std": 0.9, "effective_rank": rank}
+    results.write_json(folder / config.name / "probe.json", probe)
+    results.write_json(folder / config.name / "result.json", {"metrics": metrics})
+    for name, method, less in (("pixels", "pixels", 0.06), (f"random-{config.seed}", "random", 0.25)):
+        few = [{**p, "accuracy_mean": p["accuracy_mean"] - less} for p in probe["label_efficiency"]]
+        other = {"name": name, "label": name, "method": method, "linear": {"accuracy": accuracy - less}}
+        if config.method == "directcopy":
+            results.write_json(folder / name / "probe.json", probe | other | {"label_efficiency": few})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """CIFAR-10 with three seeds, CIFAR-100 with one, digits not run; and the table of the weight decays."""
+    root = tmp_path_factory.mktemp("results")
+    above = {"directcopy": 0.01, "directpred": 0.012, "linear": -0.03, "none": -0.2}
+    for preset, seeds in (("cifar10-small", 3), ("cifar100-small", 1)):
+        for config in presets.get(preset).runs():
+            if config.seed < seeds:
+                noise = 0.002 * config.seed**2 if config.method == "linear" else 0
+                rank = 1.1 if config.method == "none" else 20.0
+                write_run(root / preset / "runs", config, 0.6 + above.get(config.method, 0) + noise, rank)
+    rows = [
+        {"weight decay": decay, "survivors": n, "rank_correlation": r, **dict.fromkeys(MEDIANS, 0.2)}
+        for decay, n, r in (("0", 12, -0.5), ("0.04", 4, 0.1))
+    ]
+    results.write_csv(root / "ablations-cifar10-small/tables/surviving-directions.csv", rows)
+    return root
+
+
+def sentences(root: Path) -> dict[tuple[str, str, str], dict]:
+    """By claim, data set, and for claim b the method that the sentence begins with."""
+    rows = [row for row in claims.findings(root) if row["finding"] != claims.NOT_RUN]
+    first = [row["finding"].split(" minus ")[0] if row["claim"] == "b" else "" for row in rows]
+    return {(row["claim"], row["data"], name): row for row, name in zip(rows, first, strict=True)}
+
+
+def test_sentences_say_what_the_files_hold(written):
+    rows = {key: row["finding"] for key, row in sentences(written).items()}
+    assert rows["a", "CIFAR-10", ""] == (
+        "DirectCopy minus DirectPred: −0.2 points with all labels (95 % interval −0.2 to −0.2, paired, "
+        "n = 3): rivals it, with a margin of 2 points"
+    )
+    assert "one seed" in rows["a", "CIFAR-100", ""]
+    assert rows["b", "CIFAR-10", "DirectCopy"].endswith("n = 3): beats it")
+    assert rows["c", "CIFAR-10", ""] == (
+        "collapsed without a predictor: 3 of 3 runs; healthy with DirectCopy: 3 of 3. Labels then find "
+        "40.0 % without a predictor, 36.0 % in a random encoder and 61.0 % with DirectCopy"
+    )
+    assert rows["d", "CIFAR-10", ""].endswith(": raw pixels 100, random encoder more than all")
+    assert rows["e", "CIFAR-10", ""].startswith(
+        "from weight decay 0 to 0.04, 12.0 directions of F become 4.0"
+    )
+    assert "at 1 of 2 weight decays" in rows["e", "CIFAR-10", ""]
+
+
+def test_what_has_not_been_run_says_so(written):
+    missing = [row for row in claims.findings(written) if row["finding"] == "not run"]
+    assert {row["data"] for row in missing} == {"digits", "processor", "GPU"}
+    assert all(row["files"] == [] for row in missing)
+
+
+def test_every_file_behind_a_sentence_is_there(written):
+    for row in (*claims.findings(written), *claims.findings(ROOT)):
+        root = written if all((written / name).exists() for name in row["files"]) else ROOT
+        assert all((root / name).is_file() for name in row["files"]), row
+
+
+def numbers(text: str) -> list[float]:
+    return [float(n) for n in re.findall(r"(?<![\w.])[+-]?\d+(?:\.\d+)?", text.replace("−", "-"))]
+
+
+def read(root: Path, files: list[str], kind: str) -> list[dict]:
+    return [
+        json.loads((root / name).read_text(encoding="utf-8"))
+        for name in files
+        if name.endswith(f"{kind}.json")
+    ]
+
+
+@pytest.mark.parametrize("which", ["made up", "of the repository"])
+def test_each_sentence_is_recomputed_from_its_files(which, written):
+    root = written if which == "made up" else ROOT
+    for (claim, *_), row in sentences(root).items():
+        found, probes = numbers(row["finding"]), read(root, row["files"], "probe")
+        linear = {(p["method"], p["seed"]): 100 * p["linear"]["accuracy"] for p in probes}
+        if claim in "ab":
+            methods = list(dict.fromkeys(method for method, _ in linear))
+            assert row["finding"].startswith(" minus ".join(METHODS[method] for method in methods))
+            seeds = [seed for method, seed in linear if method == methods[0]]
+            gaps = [linear[methods[0], seed] - linear[methods[1], seed] for seed in seeds]
+            mean = statistics.mean(gaps)
+            assert found[0] == pytest.approx(mean, abs=0.051)
+            if len(gaps) > 1:
+                half = T[len(gaps)] * statistics.stdev(gaps) / len(gaps) ** 0.5
+                assert found[2:5] == pytest.approx([mean - half, mean + half, len(gaps)], abs=0.06)
+        elif claim == "c":
+            own = {name: [v for (m, _), v in linear.items() if m == name] for name, _ in linear}
+            means = [statistics.mean(own[name]) for name in ("none", "random", "directcopy")]
+            assert found[-3:] == pytest.approx(means, abs=0.051)
+            ranks = [r["metrics"]["effective_rank"] for r in read(root, row["files"], "result")]
+            assert len(ranks) == found[1] + found[3] and sum(rank < 1.5 for rank in ranks) == found[0]
+        elif claim == "d":
+            few = [100 * point["accuracy_mean"] for p in probes if p["method"] == "directcopy"
+                   for point in p["label_efficiency"] if point["labels_per_class"] == 10]  # fmt: skip
+            assert found[:2] == [10, pytest.approx(statistics.mean(few), abs=0.051)]
+        elif claim == "e":
+            with open(root / row["files"][0], newline="", encoding="utf-8") as file:
+                decays = list(csv.DictReader(file))
+            ends = [float(decays[i][name]) for name in ("survivors", "rank_correlation") for i in (0, -1)]
+            assert [*found[2:4], *found[-2:]] == pytest.approx(ends, abs=0.051)
+            assert found[4] == sum(float(decay["rank_correlation"]) < 0 for decay in decays)
+        else:
+            record = json.loads((root / row["files"][0]).read_text(encoding="utf-8"))
+            ms = {r["label"]: r["ms"] for r in record["predictors"] if r["dim"] == 128}
+            times = [ms["DirectCopy"], ms["DirectPred"]]
+            assert [found[1], found[3]] == pytest.approx(times, abs=0.0051)
+            assert found[-1] == pytest.approx(times[1] / times[0], abs=0.051)
+
+
+def test_every_claim_has_a_figure_with_and_without_runs(written):
+    for root in (written, written / "nothing"):
+        records = {data: claims.load(root, preset) for data, preset in claims.DATA.items()}
+        figures = [claim_figures.differences(records, claim) for claim in "ab"]
+        figures += [
+            claim_figures.collapse(records),
+            claim_figures.labels(records),
+            claim_figures.decays(root),
+        ]
+        for figure in figures:
+            shown = " ".join(text.get_text() for ax in figure.axes for text in ax.texts)
+            assert "not run" in shown
+            plt.close(figure)

@@ -2,7 +2,7 @@
 
 Several numbers, as in epochs=100,300, make a run for each, which goes on from the one before.
 Long runs are best started here: no browser needs to stay open, and the same command continues a
-run that was stopped (exit code 130, 143, 138 or 75, see `dcopy.training.interrupt`). On several GPUs
+run that was stopped (exit code 128 + the signal, or 75, see `dcopy.training.interrupt`). On several GPUs
 the same run is `torchrun --nproc-per-node 8 -m dcopy ...`, or `--processes 8`.
 """
 

@@ -45,7 +45,7 @@ def pretrain(
     `runs.go_on_from_fewer_epochs`). A checkpoint is written after every epoch and every
     `checkpoint_minutes`; the same call then goes on from it: on the CPU bitwise as if it had never
     stopped, on a GPU up to the order in which kernels sum (0.2 % of the loss over six steps is what the
-    test allows). SIGINT, SIGTERM and SIGUSR1 finish the step, save and raise Interrupted.
+    test allows). SIGINT, SIGTERM, SIGHUP and SIGUSR1 finish the step, save and raise Interrupted.
 
     Several processes train the run together, whether torchrun has started this one among others or
     `processes` has it started: each has its part of every batch, so the run is the same whatever their

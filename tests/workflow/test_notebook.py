@@ -43,6 +43,7 @@ def test_parameters_arrive_with_their_types(place, capsys):
     notebook = toy_project.write_notebook(place / "a.ipynb", GRID, "print([grid, eps, name])")
     assert run(notebook, "-p", "grid=40", "-p", "name=40") == 0
     assert outputs(place / "out/notebooks/a.ipynb") == "[40, None, '40']\n"
+    assert notebook_runner.Kernel.latest.transport == "ipc"
     assert "a | [40, None, '40']\n" in capsys.readouterr().out
 
 

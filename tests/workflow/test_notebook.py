@@ -183,17 +183,17 @@ def test_a_kernel_that_does_not_start_is_told_within_two_minutes(place, monkeypa
 
 
 def test_a_users_own_start_up_changes_nothing(place, monkeypatch):
-    (place / "startup.py").write_text("n = print('startup')")
     profile = place / "ipython/profile_default/startup"
     profile.mkdir(parents=True)
-    (profile / "a.py").write_text("print('profile')")
+    for file in (place / "python.py", profile / "ipython.py"):
+        file.write_text(f"import builtins\nbuiltins.own_{file.stem} = True")
     monkeypatch.setenv("MPLBACKEND", "tkagg")
-    monkeypatch.setenv("PYTHONSTARTUP", str(place / "startup.py"))
+    monkeypatch.setenv("PYTHONSTARTUP", str(place / "python.py"))
     monkeypatch.setenv("IPYTHONDIR", str(place / "ipython"))
-    notebook = toy_project.write_notebook(
-        place / "a.ipynb", "n: int = 1", "import os\nprint(len(In), n, os.environ['MPLBACKEND'][:6])"
-    )
-    assert run(notebook) == 0 and outputs(place / "out/notebooks/a.ipynb") == "3 1 module\n"
+    source = "import builtins, os\nprint([name for name in dir(builtins) if name.startswith('own_')])"
+    source += "\nprint(os.environ['MPLBACKEND'][:6])"
+    notebook = toy_project.write_notebook(place / "a.ipynb", "n: int = 1", source)
+    assert run(notebook) == 0 and outputs(place / "out/notebooks/a.ipynb") == "[]\nmodule\n"
 
 
 def test_a_full_disk_is_one_line_and_the_log_need_not_fit(place, monkeypatch, capsys):

@@ -285,7 +285,7 @@ def _here(claim: Claim, quick: Path) -> str:
     own = [row for row in rows if int(row["claim"]) in claim.theory]
     if claim.measured:
         shown = [row for row in own if row["statement"].startswith(claim.measured)]
-        return ", ".join(f"{row['statement'].split('; ')[-1]} {float(row['measured']):.2f}" for row in shown)
+        return "; ".join(f"{row['statement'].split('; ')[-1]} {float(row['measured']):.2f}" for row in shown)
     own = [row for row in own if row["pass"]]  # the others are measured only
     if not own:
         return ""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,11 @@ def make(root: Path) -> Path:
     write_notebook(notebooks / "04_linear_probe.ipynb", RUNS + "draws: int = 5\n", "print(runs, draws)")
     write_notebook(notebooks / "05_paper_tables.ipynb", RUNS, TABLES)
     return root
+
+
+def hear_hangups() -> None:
+    """For the child of a test that runs under nohup, which ignores them."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def environment(root: Path, **more: str) -> dict[str, str]:

@@ -295,8 +295,16 @@ def test_stopped_after_every_step_it_ends_the_same(reference, tmp_path):
     assert_same(finished, reference)
 
 
+@pytest.fixture
+def heard():
+    """SIGHUP, which nohup ignores."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138), ("SIGHUP", 129)])
-def test_signals_finish_the_step_save_and_leave(name, code, reference, tmp_path, at_step, monkeypatch):
+def test_signals_finish_the_step_save_and_leave(name, code, reference, tmp_path, at_step, heard):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     at_step(5, lambda trainer: signal.raise_signal(getattr(signal, name)))
     with pytest.raises(Interrupted, match=f"stopped by {name} after 1 of 3 epochs and 2 of 3 steps") as stop:

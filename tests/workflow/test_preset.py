@@ -333,7 +333,7 @@ def test_a_signal_lets_training_save_and_the_next_start_goes_on(project, number,
     def ignore():  # what a shell does to the background jobs of a script
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    process = start_long(project, preexec_fn=ignore if as_background_job else None)
+    process = start_long(project, preexec_fn=ignore if as_background_job else toy_project.hear_hangups)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number

@@ -77,6 +77,7 @@ class Machine:
         environment |= self.settings | settings
         command = ["bash", str(self.root / "run_all.sh"), *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes["preexec_fn"] = toy_project.hear_hangups
         return subprocess.Popen(command, env=environment, cwd="/", **pipes)
 
     def run(self, *words: str, **settings: str) -> tuple[int, str, str]:

@@ -236,7 +236,8 @@ def memory_estimate(trainer: Trainer, kept: dict[int, int], images: Tensor) -> d
 
 
 def print_tables(record: dict) -> None:
-    config, step, memory = record["config"], record["step"], record["step"]["memory"]
+    config = record["config"] | {"precision": results.precision(record)}
+    step, memory = record["step"], record["step"]["memory"]
     what = ("dataset", "encoder", "width", "batch_size", "precision", "method")
     print(record["provenance"]["device"])
     print("\none step: " + ", ".join(f"{name}={config[name]}" for name in what))

@@ -132,7 +132,7 @@ class _Loop:
     def runs_on(self) -> str:
         line = hardware.describe(self.images.device, self.trainer.precision)
         if self.went_on_from:
-            line += ", on from {epoch} epochs and {step} steps of {run}".format(**self.went_on_from)
+            line += ", on from epoch {epoch}, step {step} of {run}".format(**self.went_on_from)
         return line
 
     def run(self, checkpoint_seconds: float, stop_after: float | None, show_progress: bool) -> None:

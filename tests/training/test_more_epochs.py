@@ -59,7 +59,7 @@ def test_it_says_where_it_goes_on(tmp_path, capsys, monkeypatch):
     first = tiny_run(tmp_path, after(2))
     tiny_run(tmp_path, after(3), progress=True)
     device, *epochs = capsys.readouterr().out.splitlines()
-    assert device.endswith(f"on from 2 epochs and 0 steps of {first.config.name}")
+    assert device.endswith(f"on from epoch 2, step 0 of {first.config.name}")
     assert [line.split("  ")[0] for line in epochs] == ["epoch 3/3"]
 
 

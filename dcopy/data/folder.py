@@ -127,8 +127,7 @@ def _notes(meta: dict, white: int) -> Iterator[str]:
     """What a user should know of the decoded images."""
     if meta["skipped"]:
         yield f"{len(meta['skipped'])} unreadable files left out, the first {shown(meta['skipped'][0])}"
-    brightest = meta.get("brightest", {})  # a cache made before it was looked at has none
-    deep, flat = brightest.get("deep"), brightest.get("flat")
+    deep, flat = meta["brightest"]["deep"], meta["brightest"]["flat"]
     if deep is not None and deep <= white // 2:
         full = 2 ** max(deep, 1).bit_length() - 1
         yield (

@@ -18,7 +18,6 @@ from helpers.tiny import tiny_config
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import functional as F
 
-from dcopy import results
 from dcopy.data import fingerprint, folder, load
 from dcopy.data.__main__ import main
 from dcopy.training.loop import pretrain
@@ -453,17 +452,6 @@ def test_a_complete_cache_needs_nothing_written(photos, root, monkeypatch):
     monkeypatch.setattr(folder, "write_text", read_only)
     monkeypatch.setattr(folder, "alone", read_only)
     assert len(read(photos.parent / "copy", root).train) == 4
-
-
-def test_a_cache_of_an_older_version_is_read(photos, root):
-    """It says nothing of the brightest values."""
-    two_classes(photos)
-    first = read(photos, root)
-    (path,) = root.rglob("meta.json")
-    meta = results.read_json(path)
-    del meta["brightest"]
-    results.write_json(path, meta)
-    assert torch.equal(read(photos, root).train, first.train)
 
 
 @pytest.mark.filterwarnings("error")

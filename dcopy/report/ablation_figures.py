@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
-from .ablations import short
+from .ablations import BESIDE, COMPARED, TITLES, select, short
 from .plotting import COLORS
 
 
@@ -64,6 +64,32 @@ def lines(frame: pd.DataFrame, title: str) -> Figure:
         long = max(map(len, settings)) > 8
         ax.set_xticks(x, settings, rotation=30 if long else 0, ha="right" if long else "center")
         ax.set(ylabel=ylabel, xlabel=title)
+    return figure
+
+
+def beside(frames: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy against the setting, a row a data set and a column an ablation: seeds, and their mean.
+
+    Args:
+        frames: as `ablations.beside` gives them.
+    """
+    shape = (len(BESIDE), len(COMPARED))
+    widths = {"width_ratios": [2, 1, 1]}
+    figure, axes = plt.subplots(*shape, figsize=(11, 3.2 * shape[0]), squeeze=False, gridspec_kw=widths)
+    for row, name in zip(axes, BESIDE, strict=True):
+        for ax, ablation in zip(row, COMPARED, strict=True):
+            ax.set_title(f"{name}: {TITLES[ablation]}")
+            chosen = select(frames[name], ablation) if name in frames else pd.DataFrame()
+            if chosen.empty:
+                ax.set(xticks=[], yticks=[])
+                ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
+                continue
+            means = chosen.groupby("setting", sort=False)["accuracy"].mean()
+            place = chosen["setting"].map(list(means.index).index)
+            ax.plot(place, chosen["accuracy"], ".", color="black", markersize=4)
+            ax.plot(range(len(means)), means, "o", color=COLORS["directcopy"])
+            ax.set_xticks(range(len(means)), means.index, rotation=40, ha="right", fontsize=8)
+        row[0].set_ylabel("test accuracy (%)")
     return figure
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from .. import results
-from ..config import TrainConfig
+from ..config import METHODS, TrainConfig
+from ..evaluation.evaluate import load_results
 from ..evaluation.variance import summarize
 from ..workflow.presets import ABLATIONS
 
@@ -24,6 +27,13 @@ TITLES = {  # in words, for figures and sentences
     "linear": "learned linear predictor: EMA, bias, symmetry",
     "precision": "precision of the networks",
 }
+
+
+BESIDE = {  # data: preset, and the number of labels with which representations differ most there
+    "digits": ("ablations", "one_label"),
+    "CIFAR-10": ("ablations-cifar10-small", "all_labels"),
+}
+COMPARED = ("eps", "weight_decay", "ema")
 
 
 def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
@@ -75,6 +85,8 @@ def configuration(values) -> tuple:
 
 def _setting(ablation: str, row: pd.Series) -> str:
     """What sets a run apart within its ablation, for an axis or a sentence."""
+    if row["method"] == "simsiam":
+        return METHODS["simsiam"]
     if ablation == "eps":
         return f"ε = {row['eps']:g}, scale {row['normalize']}"
     if ablation == "linear":
@@ -127,6 +139,45 @@ def finding(frame: pd.DataFrame, ablation: str) -> dict:
     else:
         sentence += f"; not healthy in some seed: {'; '.join(unwell)}." if unwell else "; all runs healthy."
     return {"ablation": ablation, "sentence": sentence, **found}
+
+
+def beside(root: Path) -> dict[str, pd.DataFrame]:
+    """The frame of each data set in BESIDE that has finished runs under `root`, with a column `accuracy`."""
+    frames = {}
+    for name, (preset, column) in BESIDE.items():
+        if list(root.glob(f"{preset}/runs/*/result.json")):
+            frame = ablation_frame(*load_results(root / preset))
+            frames[name] = frame.assign(accuracy=frame[column])
+    return frames
+
+
+def side_by_side(frames: dict[str, pd.DataFrame]) -> list[dict]:
+    """For each ablation: the best setting on each data set, and whether the settings are ranked alike.
+
+    Spearman's rank correlation of the means, over the settings that all data sets have: they agree above
+    0.5 and disagree below 0.
+    """
+    rows = []
+    for ablation in COMPARED:
+        means = {name: _means(frames[name], ablation) if name in frames else pd.Series() for name in BESIDE}
+        row = {"ablation": TITLES[ablation]}
+        row |= {f"best on {name}": _best(mean) for name, mean in means.items()}
+        both = pd.DataFrame(means).dropna()
+        row |= {"settings in both": len(both), "rank correlation": "—", "verdict": "not run on both"}
+        if len(both) > 1:
+            correlation = both.rank().corr().iloc[0, 1]
+            verdict = "agree" if correlation > 0.5 else "disagree" if correlation < 0 else "unclear"
+            row |= {"rank correlation": f"{correlation:+.2f}".replace("-", "−"), "verdict": verdict}
+        rows.append(row)
+    return rows
+
+
+def _means(frame: pd.DataFrame, ablation: str) -> pd.Series:
+    return select(frame, ablation).groupby("setting", sort=False)["accuracy"].mean()
+
+
+def _best(means: pd.Series) -> str:
+    return "not run" if means.empty else f"{means.idxmax()} ({means.max():.1f} %)"
 
 
 def range_test(table: pd.DataFrame) -> float:

@@ -70,6 +70,30 @@ def test_every_setting_of_an_ablation_has_a_name_of_its_own():
         assert ablations.select(table, name)["setting"].nunique() == len(variants)
 
 
+@pytest.mark.parametrize("order, verdict", [((1, 2, 3), "agree"), ((3, 2, 1), "disagree")])
+def test_two_data_sets_agree_where_they_rank_the_settings_alike(order, verdict, tmp_path):
+    """By the number of labels that tells settings apart on each; what one lacks is left out."""
+    settings = (0.0, 0.9, 0.99)
+    for preset, points in (("ablations", (1, 2, 3)), ("ablations-cifar10-small", order)):
+        runs = [outcome(point / 10, ema=ema) for ema, point in zip(settings, points, strict=True)]
+        for (result, probe), point in zip(runs, points, strict=True):
+            run = tmp_path / preset / "runs" / result["name"]
+            results.write_json(run / "result.json", result)
+            accuracies = {"linear": {"accuracy": point / 5}, "baselines": []}
+            results.write_json(run / "probe.json", probe | accuracies)
+    frames = ablations.beside(tmp_path)
+    assert frames["digits"]["accuracy"].max() == 30 and frames["CIFAR-10"]["accuracy"].max() == 60
+    rows = {row["ablation"]: row for row in ablations.side_by_side(frames)}
+    row = rows[ablations.TITLES["ema"]]
+    assert (row["verdict"], row["settings in both"]) == (verdict, 3)
+    assert row["best on CIFAR-10"] == f"{settings[order.index(3)]:g} (60.0 %)"
+    del frames["CIFAR-10"]
+    for missing in (frames, {}):
+        row = ablations.side_by_side(missing)[0]
+        assert (row["best on CIFAR-10"], row["verdict"]) == ("not run", "not run on both")
+        plt.close(ablation_figures.beside(missing))
+
+
 def test_a_finding_compares_the_same_seeds():
     noise = (0.0, 0.1, 0.2)  # between seeds, far more than between settings
     runs = [outcome(0.5 + bonus + extra, freq=freq, seed=seed)

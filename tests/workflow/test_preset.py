@@ -82,7 +82,7 @@ def test_every_run_is_pretrained_and_probed_with_the_other_seeds_of_its_variant(
     runs = presets.get("quick").runs()
     pretrained = [dict(job.parameters) for job in jobs if job.notebook == "03_pretrain"]
     seeds = [job.pop("seeds") for job in pretrained]
-    assert seeds == [[0, 1, 2]] * 6
+    assert seeds == [[0, 1, 2]] * len(presets.QUICK_METHODS)
     assert pretrained == [
         {name: value for name, value in run.to_dict().items() if name != "seed"}
         | {"results_dir": "results/quick"}

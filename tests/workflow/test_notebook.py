@@ -13,6 +13,7 @@ import pytest
 from helpers import toy_project
 
 from dcopy import results
+from dcopy.workflow import kernel
 from dcopy.workflow import notebook as notebook_runner
 
 GRID = "grid: int = 3  # points\neps: float | None = None\nname: str = 'a'\n"
@@ -43,7 +44,7 @@ def test_parameters_arrive_with_their_types(place, capsys):
     notebook = toy_project.write_notebook(place / "a.ipynb", GRID, "print([grid, eps, name])")
     assert run(notebook, "-p", "grid=40", "-p", "name=40") == 0
     assert outputs(place / "out/notebooks/a.ipynb") == "[40, None, '40']\n"
-    assert notebook_runner.Kernel.latest.transport == "ipc"
+    assert kernel.Kernel.latest.transport == "ipc"
     assert "a | [40, None, '40']\n" in capsys.readouterr().out
 
 
@@ -148,10 +149,10 @@ def test_a_start_is_tried_again_only_when_no_cell_has_run(place, monkeypatch, ca
 
 @pytest.mark.parametrize("place", ["x" * 100, "{odd} é", "read-only"])
 def test_a_kernel_starts_with_any_folder_for_temporary_files(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(notebook_runner.tempfile, "tempdir", str(tmp_path / place))
+    monkeypatch.setattr(kernel.tempfile, "tempdir", str(tmp_path / place))
     if place != "read-only":
         (tmp_path / place).mkdir()
-    with notebook_runner.socket_folder() as folder:
+    with kernel.socket_folder() as folder:
         assert len(folder) < 60 and Path(folder).parent != tmp_path / place
 
 
@@ -159,15 +160,13 @@ def test_where_no_sockets_can_be_made_a_kernel_listens_on_ports(place, monkeypat
     def bind(self, address):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(
-        notebook_runner.socket, "socket", type("NoSockets", (notebook_runner.socket.socket,), {"bind": bind})
-    )
-    assert notebook_runner.socket_folder() is None
+    monkeypatch.setattr(kernel.socket, "socket", type("NoSockets", (kernel.socket.socket,), {"bind": bind}))
+    assert kernel.socket_folder() is None
     monkeypatch.undo()
     monkeypatch.chdir(place)
-    monkeypatch.setattr(notebook_runner, "socket_folder", lambda: None)
+    monkeypatch.setattr(kernel, "socket_folder", lambda: None)
     notebook = toy_project.write_notebook(place / "a.ipynb", "n: int = 1", "print(n)")
-    assert run(notebook) == 0 and notebook_runner.Kernel.latest.transport == "tcp"
+    assert run(notebook) == 0 and kernel.Kernel.latest.transport == "tcp"
 
 
 def test_a_kernel_that_does_not_start_is_told_within_two_minutes(place, monkeypatch, capsys):
@@ -175,7 +174,7 @@ def test_a_kernel_that_does_not_start_is_told_within_two_minutes(place, monkeypa
     assert notebook_runner.START_SECONDS < 120
     monkeypatch.setattr(notebook_runner, "START_SECONDS", 3)
     slow = [sys.executable, "-c", "import time; time.sleep(600)"]
-    monkeypatch.setattr(notebook_runner.Kernel, "kernel_spec", notebook_runner.KernelSpec(argv=slow))
+    monkeypatch.setattr(kernel.Kernel, "kernel_spec", kernel.KernelSpec(argv=slow))
     notebook = toy_project.write_notebook(place / "a.ipynb", "n: int = 1", "1")
     started = time.monotonic()
     assert run(notebook) == 1 and time.monotonic() - started < 60

@@ -92,6 +92,7 @@ class LightlyTrainer:
     """A model of lightly's parts around dcopy's encoder, with the interface of dcopy's Trainer."""
 
     def __init__(self, model, config: TrainConfig, channels: int, device: str):
+        self.precision, self.device = config.precision, torch.device(device or "cpu").type
         encoder = Trainer(config, channels).online.encoder  # the same first weights
         with seeded(config.seed, "lightly"):
             self.model = model(encoder, config)
@@ -103,7 +104,8 @@ class LightlyTrainer:
         )
 
     def step(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, None]:
-        loss = 2 * self.model(x1, x2)  # twice the cosines, as in dcopy, so that one lr serves both
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = 2 * self.model(x1, x2)  # twice the cosines, as in dcopy, so that one lr serves both
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -178,12 +180,14 @@ def speed(config: TrainConfig, precisions, rounds: int, steps: int, workers: int
     generator = torch.Generator().manual_seed(0)
     shape = (steps * config.batch_size, 3, config.image_size, config.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    models = {BASE: LightlyBYOL, "SimSiam, lightly, fp32": LightlySimSiam}
-    ways = {name: lightly_epoch(model, config, images, workers, device) for name, model in models.items()}
-    for precision in precisions:
-        for name, method in (("BYOL", "mlp"), ("DirectCopy", "directcopy")):
-            own = dataclasses.replace(config, method=method, precision=precision)
-            ways[f"{name}, dcopy, {precision}"] = dcopy_epoch(own, images, device)
+    ways = {}
+    for precision in dict.fromkeys(["fp32", *precisions]):  # that of BASE in any case
+        own = dataclasses.replace(config, precision=precision)
+        for name, model in (("BYOL", LightlyBYOL), ("SimSiam", LightlySimSiam)):
+            ways[f"{name}, lightly, {precision}"] = lightly_epoch(model, own, images, workers, device)
+        for name, method in (("BYOL", "mlp"), ("SimSiam", "simsiam"), ("DirectCopy", "directcopy")):
+            ours = dataclasses.replace(own, method=method)
+            ways[f"{name}, dcopy, {precision}"] = dcopy_epoch(ours, images, device)
     rates = []
     for number in range(1 + rounds):  # the first one warms up
         rate = {name: len(images) / seconds(epoch) for name, epoch in ways.items()}
@@ -239,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
         nargs="+",
         default=["fp32", "bf16"],
         choices=["fp32", "bf16"],
-        help="of dcopy; a processor without instructions for bf16 takes minutes a step in it",
+        help="besides fp32; a processor without instructions for bf16 takes minutes a step in it",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of lightly's DataLoader")
     parser.add_argument("--width", type=int, help="of the encoders, smaller for a trial")

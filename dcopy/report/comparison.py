@@ -124,9 +124,14 @@ def lightly_finding(record: dict) -> str:
         linear.setdefault(run["name"], {})[run["seed"]] = 100 * run["linear"]
     gap = pd.Series(linear["BYOL, dcopy"]) - pd.Series(linear["BYOL, lightly"])
     error = f" ± {gap.sem():.1f}" if len(gap) > 1 else ""
-    times = record["speed"]["times_as_fast"]["BYOL, dcopy, fp32"]
+    to_base, times = record["speed"]["times_as_fast"], {}
+    for precision in ("fp32", "bf16"):
+        ours, theirs = (to_base.get(f"BYOL, {library}, {precision}") for library in ("dcopy", "lightly"))
+        if ours and theirs:
+            times[precision] = ours / theirs
+    told = [f"{multiple:.2f}" + f" ({name})" * (len(times) > 1) for name, multiple in times.items()]
     return (
         f"BYOL in the linear probe, dcopy's minus lightly's: {gap.mean():+.1f}{error} points (mean ± "
-        f"standard error, paired, n = {len(gap)}); in the same precision dcopy's runs {times:.2f} times as "
-        "fast."
+        f"standard error, paired, n = {len(gap)}); in the same precision dcopy's runs {' and '.join(told)} "
+        "times as fast."
     )

@@ -117,6 +117,12 @@ def test_the_finding_pairs_the_seeds():
     assert "+1.0 points" in comparison.lightly_finding(record)  # one seed has no error
 
 
+def test_the_finding_compares_each_precision_with_the_same_one_of_lightly():
+    record = copy.deepcopy(LIGHTLY)
+    record["speed"]["times_as_fast"]["BYOL, lightly, bf16"] = 1.6
+    assert "3.00 (fp32) and 1.25 (bf16) times as fast" in comparison.lightly_finding(record)
+
+
 @pytest.mark.parametrize("times", [0.5, 2.25])
 def test_the_finding_says_so_where_dcopy_is_slower(times):
     record = copy.deepcopy(LIGHTLY)

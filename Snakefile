@@ -18,6 +18,7 @@ PRESET = config.get("preset", "quick")
 RESULTS = (plan.unpack(config.get("results_dir")) or [plan.shortest(Path.cwd())])[0]
 JOBS = {job.name: job for job in plan.jobs(PRESET, plan.unpack(config.get("options")), RESULTS)}
 THREADS = config.get("threads", 1)
+PROCESSES = config.get("processes", 1)
 DONE = ".done/"
 
 
@@ -77,7 +78,7 @@ rule pretrain:  # all seeds of a variant; it goes on from the same with fewer ep
         **params("03_pretrain-{variant}"),
     threads: THREADS
     shell:
-        RUN
+        RUN + (f" -p processes={PROCESSES}" if PROCESSES > 1 else "")
 
 
 rule linear_probe:

@@ -6,11 +6,14 @@ import ctypes
 import dataclasses
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import data, machine
 from ..config import TrainConfig, require
@@ -65,8 +68,8 @@ def flags(options: dict) -> list[str]:
 
 def torchrun(arguments: list[str], processes: int, folder: Path) -> None:
     """Run `python -m dcopy` in several processes; signals are handed on, and none outlives this process."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "dcopy", *arguments]
+    job = slurm_job()
+    command = [*on_nodes(job, processes), "-m", "dcopy", *arguments]
     threads = max(1, machine.cores() // processes)
     environment = {"OMP_NUM_THREADS": str(threads), "DCOPY_PROGRESS": "lines"} | os.environ
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -80,7 +83,10 @@ def torchrun(arguments: list[str], processes: int, folder: Path) -> None:
     def hand_on(number: int, frame=None) -> None:
         stopping.append(number)
         if child is not None:
-            child.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+            if job:  # srun would not hand it on, but kill
+                subprocess.run(["scancel", "--signal=TERM", job.id])
+            else:
+                child.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
     is_main = threading.current_thread() is threading.main_thread()
     before = machine.on_signals(hand_on) if is_main else {}
@@ -109,6 +115,41 @@ def torchrun(arguments: list[str], processes: int, folder: Path) -> None:
         raise KeyboardInterrupt
     if code:
         raise ChildProcessError(said["error"] if said else f"torchrun ended with exit code {code}; see above")
+
+
+class Job(NamedTuple):
+    """A job of Slurm's that has several nodes."""
+
+    id: str
+    nodes: int
+
+
+def slurm_job() -> Job | None:
+    """The one that this process is in. Snakemake hides all of Slurm's variables but its number."""
+    number = os.environ.get("SLURM_JOB_ID")
+    if not number or not shutil.which("squeue"):  # as in a container
+        return None
+    answer = subprocess.run(["squeue", f"--jobs={number}", "--noheader", "--format=%D"], capture_output=True)
+    nodes = answer.stdout.strip()
+    return Job(number, int(nodes)) if nodes.isdigit() and int(nodes) > 1 else None
+
+
+def on_nodes(job: Job | None, processes: int) -> list[str]:
+    """torchrun with these processes on this machine, or, started by srun, on all nodes of the job.
+
+    Raises:
+        ValueError: the processes cannot be shared equally by the nodes.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    if job is None:
+        return [*torchrun, "--standalone", f"--nproc-per-node={processes}"]
+    require("processes", processes, processes % job.nodes == 0, f"a multiple of the job's {job.nodes} nodes")
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        place = f"{socket.gethostname()}:{probe.getsockname()[1]}"
+    srun = ["srun", f"--nodes={job.nodes}", f"--ntasks={job.nodes}"]
+    return [*srun, *torchrun, f"--nnodes={job.nodes}", f"--nproc-per-node={processes // job.nodes}",
+            "--rdzv-backend=c10d", f"--rdzv-endpoint={place}"]  # fmt: skip
 
 
 def relay(lines, stopping: list, folder: Path) -> re.Match | None:

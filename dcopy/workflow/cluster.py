@@ -27,7 +27,7 @@ RESOURCES = {
     "time": "runtime",
     "memory": "mem_mb",
 }
-COUNTS = ("cores", "gpus")
+COUNTS = ("cores", "gpus", "nodes")
 ASK_SECONDS = 20  # between two questions for why jobs wait
 UNITS = {"": 1, "m": 1, "h": 60, "d": 24 * 60, "M": 1, "G": 1000}
 
@@ -97,6 +97,8 @@ def merged(settings: dict, words: dict) -> dict:
     if "gpus" in words:
         for rule in TRAINING:
             single.setdefault(rule, {}).update(gres=f"gpu:{words['gpus']}", tasks_per_gpu=0)
+    if words.get("nodes", 1) > 1:  # where `training.launch` calls srun
+        single.setdefault("pretrain", {}).update(nodes=words["nodes"], tasks=words["nodes"], mpi="srun")
     if "cores" in words:
         threads = dict.fromkeys(threads, words["cores"])
     single = {rule: values for rule, values in single.items() if values}

@@ -115,7 +115,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_const",
         const=SLURM,
         help="each notebook is a job of Slurm's, as profiles/slurm says; options may then be partition=NAME, "
-        "account=NAME, time=4h, memory=16G, cores=4 and gpus=1, too",
+        "account=NAME, time=4h, memory=16G, cores=4, gpus=8 (on a node) and nodes=2 (for a run), too",
     )
     add("--profile", type=Path, metavar="DIR", help="the same with another profile of Snakemake's")
     add("--list", action="store_true", help="list the presets")
@@ -172,10 +172,10 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
         for job in todo:
             Path(job.marker).unlink(missing_ok=True)
         command = [*snakemake(given, folder), "--keep-going", "--scheduler", "greedy", *executor.arguments]
-        for _ in range(1 + executor.retries):
+        for again in reversed(range(1 + executor.retries)):
             code = follow(command, jobs, folder, started, executor)
             left = cut_off(jobs, folder) if code else []
-            if not left:
+            if not (left and again):
                 break
             say(f"{len(left)} jobs met their time limit or lost their node; they go on.")
     report(jobs, folder, started)
@@ -197,6 +197,7 @@ def threads(given: argparse.Namespace) -> int:
 def snakemake(given: argparse.Namespace, folder: Path) -> list[str]:
     """The command; Snakemake hands each job its threads as OMP_NUM_THREADS."""
     config = {"preset": given.preset, "options": plan.pack(given.options), "threads": threads(given)}
+    config["processes"] = given.words.get("gpus", 1) * given.words.get("nodes", 1)  # that share a run
     config["results_dir"] = plan.pack([str(folder)])
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]
     command += ["--snakefile", plan.ROOT / "Snakefile", "--directory", folder]

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import torch
 from helpers import toy_project
 from helpers.tiny import tiny_config, tiny_run, untimed
 
-from dcopy import results
+from dcopy import TrainConfig, pretrain, results
 from dcopy.training import checkpoint
 
 if not os.environ.get("DCOPY_TEST_SLURM"):
@@ -145,30 +144,32 @@ def test_a_stopped_workflow_leaves_no_job_behind(project):
     assert not queue(project)
 
 
-def test_a_run_on_two_nodes_is_that_of_one_process(tmp_path):
-    run = ["-m", "dcopy", "dataset=digits", "epochs=2", "width=2", "batch_size=256", "--device", "cpu"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    nodes = ["srun", "--nodes=2", "--ntasks=2", "--time=5", sys.executable, "-m", "torch.distributed.run"]
-    nodes += ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
-    environment = toy_project.environment(toy_project.ROOT, OMP_NUM_THREADS="1")
-    folders = []
-    for place, command in (("two", nodes), ("one", [sys.executable])):
-        words = [*command, *run, "--out-dir", str(tmp_path / place)]
-        done = subprocess.run(
-            words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400
-        )
-        assert done.returncode == 0, done.stderr
-        folders += (tmp_path / place).iterdir()
-    two, one = folders
-    assert two.name == one.name
-    assert results.read_json(two / "result.json")["processes"] == 2
-    for shared, alone in zip(
-        *(results.read_jsonl(folder / "metrics.jsonl") for folder in folders), strict=True
-    ):
-        assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-4)  # of float32, summed in another order
-    (state, _), (expected, _) = (checkpoint.load(folder) for folder in folders)
+ON_TWO = """
+from dcopy import TrainConfig, pretrain
+config = TrainConfig(method=method, epochs=epochs, width=2, batch_size=256)
+pretrain(config, results_dir + "/runs", device="cpu", processes=processes)
+"""
+
+
+def test_a_run_on_two_nodes_is_that_of_one_process(project, tmp_path):
+    toy_project.write_notebook(
+        project / "notebooks/03_pretrain.ipynb",
+        toy_project.RESULTS + toy_project.FIELDS + "processes: int = 1\n",
+        ON_TWO,
+    )
+    code, output = toy_project.finish(project, *ONE, *SMALL, "nodes=2", seconds=500)
+    assert code == 0, output
+    numbers = [number for rule, number in submitted(project) if rule == "pretrain"]
+    assert len(numbers) == 1 and "NumNodes=2 " in slurm("scontrol", "show", "job", *numbers)
+    (folder,) = (project / "results/smoke/runs").iterdir()
+    record = results.read_json(folder / "result.json")
+    assert record["processes"] == 2
+    alone = pretrain(TrainConfig.from_dict(record["config"]), tmp_path, device="cpu", progress=False)
+    assert alone.folder.name == folder.name
+    both = (results.read_jsonl(place / "metrics.jsonl") for place in (folder, alone.folder))
+    for two, one in zip(*both, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)  # of float32, summed in another order
+    (state, _), (expected, _) = (checkpoint.load(place) for place in (folder, alone.folder))
     assert set(state) == set(expected)
     for name, tensor in expected.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-3, msg=name)

@@ -35,13 +35,14 @@ def test_words_for_a_cluster_need_one():
 
 def test_words_go_before_what_the_profile_says_of_single_rules():
     settings = cluster.read_profile(cluster.SLURM)
-    words = {"partition": "p", "account": "me", "time": 30, "memory": 2000, "cores": 3, "gpus": 2}
+    words = {"partition": "p", "account": "me", "time": 30, "memory": 2000, "cores": 3, "gpus": 2, "nodes": 2}
     merged = cluster.merged(settings, words)
     assert merged["default-resources"] == {
         "runtime": 30, "mem_mb": 2000, "slurm_partition": "p", "slurm_account": "me"
     }  # fmt: skip
     gpus = {"gres": "gpu:2", "tasks_per_gpu": 0}
-    assert merged["set-resources"] == {"pretrain": gpus, "linear_probe": gpus}
+    nodes = {"nodes": 2, "tasks": 2, "mpi": "srun"}
+    assert merged["set-resources"] == {"pretrain": gpus | nodes, "linear_probe": gpus}
     assert merged["set-threads"] == dict.fromkeys(RULES, 3)
     assert cluster.merged(settings, {}) == settings == cluster.read_profile(cluster.SLURM)
 

@@ -67,45 +67,46 @@ def sent() -> int | None:
     )
 
 
-def step_ms(config: TrainConfig, images, group, device, steps: int) -> tuple[float, int | None]:
-    """Median time of a step, and what it sends."""
-    trainer = Trainer(config, images.shape[1], device)
-    group.parallelize(trainer)
-    step = FastStep(trainer, augment.build(config.recipe.augmentation, config.image_size), False, group)
-    generator, clock = torch.Generator(images.device).manual_seed(0), Clock(images.device)
-    moments = []
-    for number in range(WARMUP + steps + 1):
-        if number == WARMUP:
-            before = sent()
-        if number >= WARMUP:
-            moments.append(clock.now())
-        if number < WARMUP + steps:
-            loss, _ = step(images, generator)
-            group.mean(loss)
-            group.agree(None, False)
-    after = sent()
-    return statistics.median(clock.ms(moments)), None if before is None else (after - before) // steps
-
-
 def measure(config: TrainConfig, device: str | None, steps: int) -> dict:
     """One row: what this process and the others, if torchrun has started any, take and send."""
     ranks.take_gpu()
     device, _ = hardware.choose(device, config.precision)
     with ranks.joined(config, device, minutes=10) as group:
         images = group.part(random_images(config)).to(device)
-        ms, bytes_sent = step_ms(config, images, group, device, steps)
-        alone, size = ms, group.size
-        if size > 1:
-            part = dataclasses.replace(config, batch_size=len(images))
-            alone, _ = step_ms(part, images, ranks.Alone(), device, steps)
-        parts = payload(Trainer(config, images.shape[1]), size)
-        ring = 2 * (size - 1) / size
+        part = dataclasses.replace(config, batch_size=len(images))
+        together, alone = stepper(config, images, group), stepper(part, images, ranks.Alone())
+        clock, times, bytes_sent = Clock(device), {together: [], alone: []}, []
+        for number in range(WARMUP + steps):  # in turn, so that what else the machine does falls on both
+            for step in (together, alone):
+                before, start = sent(), clock.now()
+                step()
+                if number >= WARMUP:
+                    times[step] += clock.ms([start, clock.now()])
+                    bytes_sent += [sent() - before] if before is not None and step is together else []
+        ms, without = (statistics.median(times[step]) for step in (together, alone))
+        size, parts = group.size, payload(Trainer(config, images.shape[1]), group.size)
         return {
-            **{"processes": size, "ms": ms, "ms_without_messages": alone},
-            "share_of_communication": max(0.0, 1 - alone / ms),
-            **{"bytes": bytes_sent if size > 1 else 0, "bytes_by_formula": round(ring * sum(parts.values()))},
+            **{"processes": size, "ms": ms, "ms_without_messages": without},
+            "share_of_communication": max(0.0, 1 - without / ms) if size > 1 else 0.0,
+            "bytes": statistics.median(bytes_sent) if bytes_sent else None,
+            "bytes_by_formula": round(2 * (size - 1) / size * sum(parts.values())),
             **{"messages": parts, "load": os.getloadavg()[0]},
         }
+
+
+def stepper(config: TrainConfig, images, group):
+    """A function that takes a step on these images, together with the other processes of the group."""
+    trainer = Trainer(config, images.shape[1], images.device)
+    group.parallelize(trainer)
+    step = FastStep(trainer, augment.build(config.recipe.augmentation, config.image_size), False, group)
+    generator = torch.Generator(images.device).manual_seed(0)
+
+    def one_step() -> None:
+        loss, _ = step(images, generator)
+        group.mean(loss)
+        group.agree(None, False)
+
+    return one_step
 
 
 def rows(args) -> list[dict]:

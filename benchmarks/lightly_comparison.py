@@ -92,7 +92,7 @@ class LightlyTrainer:
     """A model of lightly's parts around dcopy's encoder, with the interface of dcopy's Trainer."""
 
     def __init__(self, model, config: TrainConfig, channels: int, device: str):
-        self.precision, self.device = config.precision, torch.device(device or "cpu").type
+        self.precision, self.device = config.precision, torch.device(device).type
         encoder = Trainer(config, channels).online.encoder  # the same first weights
         with seeded(config.seed, "lightly"):
             self.model = model(encoder, config)
@@ -134,6 +134,7 @@ def accuracy(config: TrainConfig, seeds: int, device: str) -> list[dict]:
         "DirectCopy, dcopy": ("directcopy", lambda c: Trainer(c, 1, device)),
         "BYOL, dcopy": ("mlp", lambda c: Trainer(c, 1, device)),
         "BYOL, lightly": ("mlp", lambda c: LightlyTrainer(LightlyBYOL, c, 1, device)),
+        "SimSiam, dcopy": ("simsiam", lambda c: Trainer(c, 1, device)),
         "SimSiam, lightly": ("mlp", lambda c: LightlyTrainer(LightlySimSiam, c, 1, device)),
     }
     records = []
@@ -250,6 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", help=hardware.WORDS)
     parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args(arguments)
+    args.device, _ = hardware.choose(args.device)
 
     digits = TrainConfig(dataset="digits", method="mlp", width=args.width, epochs=args.epochs, batch_size=64)
     cifar = TrainConfig(dataset="cifar10", method="mlp", width=args.width, epochs=1)

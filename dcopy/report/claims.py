@@ -213,6 +213,8 @@ def _cost(folder: Path, name: str) -> tuple[str, list[str]] | None:
     record = results.read_json(path)
     ms = {row["label"]: row["ms"] for row in record["predictors"] if row["dim"] == DIMENSION}
     copy, pred = METHODS["directcopy"], METHODS["directpred"]
+    if not {copy, pred} <= ms.keys():
+        return None
     times = [
         f"{label} {ms[label]:.2f} ms ({100 * ms[label] / record['step']['ms']:.2g} % of a step)"
         for label in (copy, pred)

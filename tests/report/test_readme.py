@@ -144,7 +144,7 @@ def test_every_part_is_shown_where_its_file_is(full_project):
     assert "lightly 1.5.20" in part and "7 workers" in part
     assert row(part, "cpu |")[1] == "a processor, 2 threads"
     assert row(part, "step |")[1] == "some accelerator"
-    assert part.count("<details>") == part.count("</details>") == 2
+    assert part.count("<details>") == part.count("</details>") == 3
     assert "a GPU: not run" not in part and "preset: not run" not in part and "small: not run" not in part
     (folder / "bench/step.json").unlink()
     assert "Speed on a GPU: not run." in readme.results_part(folder)

@@ -7,6 +7,10 @@ import time
 import torch
 from torch import distributed, multiprocessing
 
+# The first backward pass of a process decides whether autograd has threads for devices, and with such threads
+# no fork can train. So it is taken here, when tests are collected, before any test feigns a device.
+torch.ones(1, requires_grad=True).sum().backward()
+
 
 def on_ranks(function, folder, ranks: int = 2) -> list:
     """What `function(rank)` returns on each rank; `folder` is an empty one to meet in.

@@ -24,8 +24,8 @@ PAPER_METHODS = (  # rows of the paper's Table 1
     {"method": "linear"},
 )
 
-# Photographs without a GPU: of the networks that benchmarks/small_networks.py has tried, one that learns most
-# per minute of a core.
+# Photographs without a GPU: of the networks that benchmarks/small_networks.py tries, one of those ahead in
+# its first short trials; the full search, and so the choice, is open.
 SMALL = {"encoder": "conv", "width": 64, "batch_size": 64, "precision": "auto"}
 SMALL_METHODS = (
     {"method": "directcopy"},
@@ -83,9 +83,7 @@ class Preset:
     """A named piece of work; `runs` is every variant with every seed."""
 
     summary: str  # one line for --list: what, on which hardware, how long
-    variants: tuple[
-        dict, ...
-    ]  # each: differences from TrainConfig's defaults, and `seeds` where those are fewer
+    variants: tuple[dict, ...]  # each: differences from the defaults, and `seeds` where those are fewer
     shared: dict = field(default_factory=dict)  # differences that all variants share
     seeds: int = 1
     notebooks: dict[str, dict] = field(default_factory=dict)  # notebook: its parameters
@@ -153,14 +151,15 @@ PRESETS = {
         notebooks={"04_linear_probe": {}, "06_ablations": {}},
     ),
     "cifar10-small": Preset(
-        "CIFAR-10 without a GPU: a small network, 16 epochs, eight methods, 3 seeds (5 hours on 2 cores)",
+        "CIFAR-10 without a GPU: a small network, 16 epochs, eight methods, 3 seeds "
+        "(5 hours on 2 cores, estimated)",
         variants=SMALL_METHODS,
         shared={"dataset": "cifar10", "epochs": 16, **SMALL},
         seeds=3,
         notebooks={"04_linear_probe": {}, "05_paper_tables": {}},
     ),
     "cifar100-small": Preset(
-        "CIFAR-100 without a GPU: the same network, four methods, 3 seeds (2.5 hours on 2 cores)",
+        "CIFAR-100 without a GPU: the same network, four methods, 3 seeds (2.5 hours on 2 cores, estimated)",
         variants=(
             {"method": "directcopy"},
             {"method": "directpred"},
@@ -172,7 +171,8 @@ PRESETS = {
         notebooks={"04_linear_probe": {}, "05_paper_tables": {}},
     ),
     "ablations-cifar10-small": Preset(
-        "eps, scaling, weight decay and EMA on CIFAR-10 without a GPU, 6 epochs (4 hours on 2 cores)",
+        "eps, scaling, weight decay and EMA on CIFAR-10 without a GPU, 6 epochs "
+        "(4 hours on 2 cores, estimated)",
         variants=SMALL_ABLATIONS,
         shared={"dataset": "cifar10", "epochs": 6, **SMALL},
         seeds=3,

@@ -142,27 +142,6 @@ def label_efficiency(curves: dict[str, dict]) -> Figure:
     return figure
 
 
-def accuracy_bars(rows: list[dict], title: str) -> Figure:
-    """One horizontal bar a method with a whisker of one std over seeds, and every seed as a dot.
-
-    Args:
-        rows: label, method, values (percent, one a seed).
-    """
-    figure, ax = plt.subplots(figsize=(7.2, 0.5 * len(rows) + 1.2))
-    for i, row in enumerate(rows):
-        values = np.array(row["values"])
-        spread = values.std(ddof=1) if len(values) > 1 else 0
-        ax.barh(i, values.mean(), color=COLORS[row["method"]], alpha=0.6, height=0.65)
-        ax.errorbar(values.mean(), i, xerr=spread, color="black", capsize=3, lw=1.2)
-        ax.plot(values, np.full(len(values), i), ".", color="black", markersize=4)
-        ax.text(values.max() + spread + 1, i, f"{values.mean():.1f}", va="center", fontsize=10)
-    ax.set_yticks(range(len(rows)), [row["label"] for row in rows])
-    ax.invert_yaxis()
-    ax.set(title=title, xlabel="test accuracy (%)", xlim=(0, 108))
-    ax.grid(axis="y", visible=False)
-    return figure
-
-
 def predictor_cost(record: dict) -> Figure:
     """Time of a predictor's update against D, a line a method, and as a part of the measured step's.
 

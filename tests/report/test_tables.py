@@ -291,19 +291,6 @@ def test_labels_of_the_axis_do_not_overlap_where_all_is_little_more_than_a_hundr
         assert left.x1 < right.x0 or words[0] == ""  # a line below
 
 
-def test_bars_show_every_seed():
-    rows = [
-        {"label": "DirectCopy", "method": "directcopy", "values": [80.0, 82.0, 84.0]},
-        {"label": "raw pixels", "method": "pixels", "values": [40.0]},
-    ]
-    (ax,) = plotting.accuracy_bars(rows, "One label").axes
-    assert [bar.get_width() for bar in ax.patches] == [82.0, 40.0]
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["DirectCopy", "raw pixels"]
-    dots = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "."]
-    assert dots == [[80.0, 82.0, 84.0], [40.0]]
-    assert ax.get_xlabel() and ax.get_title() == "One label"
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_are_a_row_each(channels):
     images = torch.randint(256, (5, channels, 16, 16), dtype=torch.uint8)

@@ -2,7 +2,8 @@
 
     python benchmarks/gpu_runs.py --seconds 500
 
-Benchmarks go to results/bench, runs and their probes to results/cifar10, where notebook 05 finds them.
+Benchmarks go to results/bench, runs and their probes to results/cifar10, or to those folders of
+$DCOPY_RESULTS; notebook 05 finds them there.
 One process trains one run after the other, so compiling is paid for once a call.
 """
 
@@ -39,7 +40,7 @@ class OutOfTime(Exception):
 
 def benchmark() -> None:
     for precision, method in BENCHMARKS:
-        out = results.resolve(f"results/bench/gpu-{precision}-{method}.json")
+        out = results.root() / f"bench/gpu-{precision}-{method}.json"
         fields = ["dataset=cifar10", f"precision={precision}", f"method={method}"]
         if not out.exists():
             bench.main(["--config", *fields, "--steps", "50", "--out", str(out)])
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     ends = time.monotonic() + args.seconds
     trial = {"width": args.width, "epochs": args.epochs}
     overrides = {name: value for name, value in trial.items() if value is not None}
-    folder = results.resolve("results/trial/runs" if overrides else "results/cifar10/runs")
+    folder = results.root() / ("trial/runs" if overrides else "cifar10/runs")
 
     def left() -> float:
         return ends - time.monotonic()

@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--config", nargs="*", default=CONFIG, metavar="name=value")
     parser.add_argument("--device")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", help="JSON file to write; the table of docs/scaling.md follows")
+    parser.add_argument("--out", help="JSON file; in results/reference, the table of docs/scaling.md follows")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     config = TrainConfig.from_dict(parse_options(args.config))
@@ -162,7 +162,8 @@ def main() -> None:
     record = {"config": config.to_dict(), "rows": rows(args), "provenance": results.provenance(device)}
     print(table(record))
     if args.out:
-        results.write_json(results.resolve(args.out), record)
+        out = results.write_json(results.resolve(args.out), record)
+    if args.out and results.reference() in out.parents:
         page = results.project_root() / "docs" / "scaling.md"
         begin, end = "<!-- measured:begin -->", "<!-- measured:end -->"
         before, _, rest = page.read_text(encoding="utf-8").partition(begin)

@@ -51,6 +51,28 @@ def resolve(path: str | Path) -> Path:
     return project_root() / machine.expand(path)
 
 
+def root() -> Path:
+    """The folder of all results of one's own: $DCOPY_RESULTS, else results/ in the project."""
+    return resolve(os.environ.get("DCOPY_RESULTS") or "results")
+
+
+def reference() -> Path:
+    """The folder of the committed results, which the README and the published numbers are read from."""
+    return resolve("results/reference")
+
+
+def own_or_reference(path: str | Path) -> Path:
+    """A folder of results where something was measured in it, else the committed one of the same name.
+
+    So `results/quick` is `results/reference/quick` until a run of one's own has finished there.
+    """
+    own = resolve(path)
+    committed = reference() / own.name
+    measured = any(own.glob("runs/*/result.json")) or any(own.glob("*.json"))
+    is_one = own.parent.name == reference().name  # the reference itself, whatever is missing there
+    return own if measured or is_one or not committed.is_dir() else committed
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path, keep: Path | None = None):
     """Yield a temporary path beside `path`; rename it over `path` if the block succeeds.

@@ -289,3 +289,20 @@ def test_the_environment_says_what_to_change_without_a_gpu(colab, capsys, monkey
         "device: "
     )
     assert advice.startswith("no GPU: ") and ("Change runtime type" in advice) == colab
+
+
+def test_own_results_come_before_the_reference(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DCOPY_RESULTS", raising=False)
+    committed = tmp_path / "results/reference/quick"
+    results.write_json(committed / "runs/a/result.json", {})
+    own = tmp_path / "results/quick"
+    results.write_json(own / "tables/claims.json", [])  # made from the reference, no measurement
+    assert results.own_or_reference("results/quick") == committed
+    assert results.own_or_reference("results/nobody-ran") == tmp_path / "results/nobody-ran"
+    assert results.own_or_reference(tmp_path / "results/reference/other").parent == results.reference()
+    monkeypatch.setenv("DCOPY_RESULTS", str(tmp_path / "scratch"))
+    assert results.own_or_reference(results.root() / "quick") == committed
+    results.write_json(results.root() / "quick/runs/a/result.json", {})
+    assert results.own_or_reference(results.root() / "quick") == tmp_path / "scratch/quick"
+    assert results.own_or_reference(own) == committed

@@ -81,23 +81,25 @@ def variances(
     }
 
 
-def of_run(folder: str | Path, images: Tensor, views: int = 16) -> dict | None:
-    """`variances` of a run, kept in its folder as variance.json, since weights are seldom passed on.
+def of_run(folder: str | Path, images: Tensor, views: int = 16, keep: Path | None = None) -> dict | None:
+    """`variances` of a run, kept as variance.json, since weights are seldom passed on.
+
+    Args:
+        keep: the folder to keep it in; default: the run's own.
 
     Returns:
         The record with views, data_fingerprint and where it was made; None where the run was not measured
         on these images with as many views, and its weights are not there to do so.
     """
-    path = Path(folder) / "variance.json"
+    paths = [Path(place) / "variance.json" for place in (keep or folder, folder)]
     asked = {"views": views, "data_fingerprint": fingerprint(images)}
-    if path.exists():
-        known = results.read_json(path)
-        if asked.items() <= known.items():
+    for path in paths:
+        if path.exists() and asked.items() <= (known := results.read_json(path)).items():
             return known
     if not (Path(folder) / checkpoint.NEWEST).exists():
         return None
     record = variances(folder, images, views) | asked | results.provenance()
-    results.write_json(path, record)
+    results.write_json(paths[0], record)
     return record
 
 

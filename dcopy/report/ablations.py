@@ -145,8 +145,9 @@ def beside(root: Path) -> dict[str, pd.DataFrame]:
     """The frame of each data set in BESIDE that has finished runs under `root`, with a column `accuracy`."""
     frames = {}
     for name, (preset, column) in BESIDE.items():
-        if list(root.glob(f"{preset}/runs/*/result.json")):
-            frame = ablation_frame(*load_results(root / preset))
+        folder = results.own_or_reference(root / preset)
+        if list(folder.glob("runs/*/result.json")):
+            frame = ablation_frame(*load_results(folder))
             frames[name] = frame.assign(accuracy=frame[column])
     return frames
 

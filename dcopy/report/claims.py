@@ -14,7 +14,7 @@ import numpy as np
 from .. import results
 from ..config import METHODS, TrainConfig
 from ..training import health
-from ..workflow import presets
+from ..workflow import plan, presets
 from .tables import BASELINES, ORDER
 
 DATA = {"digits": "quick", "CIFAR-10": "cifar10-small", "CIFAR-100": "cifar100-small"}  # name: preset
@@ -45,24 +45,25 @@ def load(folder: Path, preset: str) -> list[dict]:
         folder: of all results.
 
     Returns:
-        For each: method, seed, label, path (of its folder, from the folder of all results), probe, and
-        result (None for a baseline). Methods come as in `tables.ORDER`.
+        For each: method, seed, label, path (of its folder, from the project), probe, and result (None for
+        a baseline). Methods come as in `tables.ORDER`.
     """
     found = {}
+    runs = results.own_or_reference(folder / preset) / "runs"
     for config in presets.get(preset).runs():
-        place = folder / preset / "runs" / config.name
+        place = runs / config.name
         if not (_plain(config) and (place / "result.json").exists() and (place / "probe.json").exists()):
             continue
         probe = results.read_json(place / "probe.json")
         found[config.name] = (place, probe, results.read_json(place / "result.json"))
         for name in probe["baselines"]:
-            path = folder / preset / "runs" / name
+            path = runs / name
             if (path / "probe.json").exists():
                 found[name] = (path, results.read_json(path / "probe.json"), None)
     records = [
         {
             **{key: probe[key] for key in ("method", "seed", "label")},
-            "path": place.relative_to(folder).as_posix(),
+            "path": plan.shortest(place),
             "probe": probe,
             "result": result,
         }
@@ -181,11 +182,15 @@ def _saved(records: list[dict]) -> tuple[str, list[str]] | None:
 
 def decays(folder: Path, preset: str) -> list[dict]:
     """A row a weight decay, from large eigenvalues of F to small: what survives, and its variance."""
-    path = folder / preset / "tables" / "surviving-directions.csv"
+    path = _decays(folder, preset)
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def _decays(folder: Path, preset: str) -> Path:
+    return results.own_or_reference(folder / preset) / "tables" / "surviving-directions.csv"
 
 
 def _dropped(folder: Path, preset: str) -> tuple[str, list[str]] | None:
@@ -203,11 +208,11 @@ def _dropped(folder: Path, preset: str) -> tuple[str, list[str]] | None:
         f"{agree} of {len(rows)} weight decays (rank correlation {ends[0]} at the first, {ends[1]} at the "
         "last)"
     )
-    return sentence, [f"{preset}/tables/surviving-directions.csv"]
+    return sentence, [plan.shortest(_decays(folder, preset))]
 
 
 def _cost(folder: Path, name: str) -> tuple[str, list[str]] | None:
-    path = folder / "bench" / name
+    path = results.own_or_reference(folder / "bench") / name
     if not path.exists():
         return None
     record = results.read_json(path)
@@ -223,14 +228,21 @@ def _cost(folder: Path, name: str) -> tuple[str, list[str]] | None:
         f"an update at D = {DIMENSION} takes {times[0]} and {times[1]} on {record['provenance']['device']}: "
         f"{ms[pred] / ms[copy]:.1f} times as long with DirectPred"
     )
-    return sentence, [f"bench/{name}"]
+    return sentence, [plan.shortest(path)]
+
+
+def sources(folder: Path) -> dict[str, str]:
+    """Where the numbers of each preset are from: the folder's own results, else the reference."""
+    names = (*DATA.values(), *DECAYS.values(), "bench")
+    places = {name: results.own_or_reference(folder / name) for name in names}
+    return {name: plan.shortest(place) if place.is_dir() else NOT_RUN for name, place in places.items()}
 
 
 def findings(folder: str | Path) -> list[dict]:
     """Every claim on every data set: claim (its letter), data, finding (a sentence), files.
 
     Args:
-        folder: of all results, such as results/.
+        folder: of all results, such as results/; for a preset without any there, the reference counts.
     """
     folder = Path(folder)
     rows = []

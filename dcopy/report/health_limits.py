@@ -1,6 +1,6 @@
 """How well does the verdict on health, given without labels, foretell what labels find?
 
-    python -m dcopy.report.health_limits   # writes results/health/ from the runs in results/
+    python -m dcopy.report.health_limits   # writes results/reference/health/ from the runs beside it
 
 What pretraining gave is measured with labels: accuracy on one label a class, from that of the encoder which
 the run began with (0) to that of the best run of its preset (1). The limits of `training.health` are set
@@ -144,12 +144,13 @@ def figure(frame: pd.DataFrame) -> Figure:
 
 def read(folder: Path) -> pd.DataFrame:
     """The runs of all presets that are there; a preset without probed runs is left out."""
-    there = [name for name in (SET_ON, *JUDGED_ON) if any((folder / name).glob("runs/*/probe.json"))]
-    return pd.concat([gains(folder / name) for name in there], ignore_index=True)
+    places = [results.own_or_reference(folder / name) for name in (SET_ON, *JUDGED_ON)]
+    there = [place for place in places if any(place.glob("runs/*/probe.json"))]
+    return pd.concat([gains(place) for place in there], ignore_index=True)
 
 
 def measured(frame: pd.DataFrame) -> dict:
-    """What results/health/limits.json holds."""
+    """What results/reference/health/limits.json holds."""
     by_preset = {name: own for name, own in frame.groupby("preset", sort=False)}
     return {
         "limits": {measure: list(limits) for measure, limits in MEASURES.items()},
@@ -160,7 +161,7 @@ def measured(frame: pd.DataFrame) -> dict:
 
 def main() -> None:
     use_style()
-    folder = results.resolve("results")
+    folder = results.reference()
     frame = read(folder)
     record = measured(frame)
     out = folder / "health"

@@ -74,7 +74,7 @@ def read(path: str | Path | None = None) -> list[dict]:
     Raises:
         ValueError: the file is not there.
     """
-    path = Path(path or results.resolve("results/reference/published.csv"))
+    path = Path(path or results.reference() / "published.csv")
     require("path", str(path), path.is_file(), "a file of published numbers, as the repository has one")
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -107,7 +107,7 @@ def own_runs(folders: Iterable[str | Path]) -> dict[str, tuple[TrainConfig, dict
     SCALED, but for precision and the target's start, which Table 1 names.
 
     Args:
-        folders: those of presets, such as results/*; one named smoke is left out.
+        folders: those of presets, see `places`; one named smoke is left out.
     """
     found = {}
     for folder in map(Path, folders):
@@ -120,6 +120,12 @@ def own_runs(folders: Iterable[str | Path]) -> dict[str, tuple[TrainConfig, dict
             if config.epochs in EPOCHS and listed_as(config) in LISTED:
                 found[config.name] = (config, result, results.read_json(probe))
     return found
+
+
+def places(root: Path) -> list[Path]:
+    """A folder for each preset: that in the folder of all results, or where it is empty, the reference."""
+    names = {path.name for folder in (root, results.reference()) for path in folder.glob("*")}
+    return [results.own_or_reference(root / name) for name in sorted(names - {results.reference().name})]
 
 
 def listed_as(config: TrainConfig) -> str | None:

@@ -117,7 +117,7 @@ def fill(text: str, root: Path, repository: str | None = REPOSITORY) -> str:
         ValueError: a part is not there exactly once.
     """
     parts = {
-        "results": results_part(root / "results", repository),
+        "results": results_part(root / "results" / "reference", repository),
         "presets": presets_part(),
         "address": address_part(repository),
         "citation": citation_part(repository),
@@ -221,7 +221,7 @@ def _folded(title: str, parts: list[str]) -> list[str]:
 
 def _table1(folder: Path) -> list[str]:
     rows = published.table1(
-        published.read(folder / "reference" / "published.csv"), published.own_runs(sorted(folder.glob("*")))
+        published.read(folder / "published.csv"), published.own_runs(sorted(folder.glob("*")))
     )
     text = (
         "Each cell published / here: test accuracy in percent of a linear probe, mean ± standard deviation "

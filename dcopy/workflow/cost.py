@@ -109,8 +109,8 @@ def training_lines(wanted: list[Training], taken: dict[TrainConfig, dict], at_a_
 
 
 def notebook_lines(todo: list[plan.Job], preset: str) -> list[str]:
-    """Time of the other notebooks, from the copies that were executed for results/PRESET."""
-    place = plan.ROOT / "results" / preset / "notebooks"
+    """Time of the other notebooks, from the copies that were executed for the reference."""
+    place = plan.ROOT / "results" / "reference" / preset / "notebooks"
     seconds, unknown = [], []
     for notebook, n in Counter(job.notebook for job in todo if job.notebook != "03_pretrain").items():
         records = [results.read_json(path) for path in place.glob(f"{notebook}*.ipynb")]
@@ -122,7 +122,7 @@ def notebook_lines(todo: list[plan.Job], preset: str) -> list[str]:
             unknown.append(notebook)
     lines = []
     if seconds:
-        where = f"results/{preset}/notebooks, on the machine that ran them"
+        where = f"results/reference/{preset}/notebooks, on the machine that ran them"
         lines.append(f"time of the other notebooks: {clock(sum(seconds))}, as in {where}")
     if unknown:
         lines.append(f"not estimated, since no executed copy tells: {', '.join(unknown)}")

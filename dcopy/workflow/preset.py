@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"{name:{width}}  {preset.summary}")
         return 0
     os.chdir(plan.ROOT)
-    folder = Path(plan.shortest(results.resolve(given.results) / given.preset))
+    place = results.resolve(given.results) if given.results else results.root()
+    folder = Path(plan.shortest(place / given.preset))
     try:
         given.words = {}
         if given.profile:
@@ -119,8 +120,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--profile", type=Path, metavar="DIR", help="the same with another profile of Snakemake's")
     add("--list", action="store_true", help="list the presets")
-    place = os.environ.get("DCOPY_RESULTS") or "results"
-    add("--results", default=place, help="folder of all results; default: $DCOPY_RESULTS, else results")
+    add("--results", metavar="DIR", help="folder of all results; default: $DCOPY_RESULTS, else results")
     add("--check", action="store_true", help=argparse.SUPPRESS)  # refuse wrong words, run nothing
     given = parser.parse_intermixed_args(arguments)
     if given.jobs is None and not given.profile:

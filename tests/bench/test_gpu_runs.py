@@ -70,7 +70,7 @@ def runs(monkeypatch, tmp_path):
     monkeypatch.setattr(
         data, "load", lambda name: data.ImageData(name, images, labels, images, labels, ("a", "b"))
     )
-    monkeypatch.setattr(results, "resolve", lambda path: tmp_path / path)
+    monkeypatch.setattr(results, "root", lambda: tmp_path)
     scope = script["main"].__globals__
     monkeypatch.setitem(scope, "GROUPS", [[{"method": "none"}, {"method": "directcopy"}]])
     return script["main"]

@@ -171,9 +171,9 @@ def test_what_was_not_run_says_so():
 
 
 def test_committed_findings_are_those_of_the_committed_runs():
-    folder = plan.ROOT / "results" / "ablations"
+    folder = plan.ROOT / "results" / "reference" / "ablations"
     if not (folder / "tables" / "findings.json").exists():
-        pytest.skip("results/ablations has no findings yet")
+        pytest.skip("results/reference/ablations has no findings yet")
     from dcopy.evaluation.evaluate import load_results
 
     table = ablations.ablation_frame(*load_results(folder))

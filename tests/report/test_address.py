@@ -12,7 +12,7 @@ from dcopy.report import address, readme
 from dcopy.workflow.plan import ROOT
 
 URL = "https://github.com/you/dcopy"
-PLACES = ("README.md", "CITATION.cff", "dcopy/config.py", "notebooks", "results/reference")
+PLACES = ("README.md", "CITATION.cff", "dcopy/config.py", "notebooks", "results/reference/published.csv")
 
 
 @pytest.fixture

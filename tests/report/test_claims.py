@@ -13,7 +13,8 @@ from dcopy import results
 from dcopy.report import claim_figures, claims
 from dcopy.workflow import presets
 
-ROOT = Path(__file__).parents[2] / "results"
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "results" / "reference"
 METHODS = {"directcopy": "DirectCopy", "directpred": "DirectPred", "linear": "SGD linear predictor"}
 MEDIANS = ("sigma2_survivors", "sigma2_dropped")
 T = {2: 12.706, 3: 4.303}  # Student's 97.5 % with one degree of freedom less than seeds
@@ -40,7 +41,7 @@ def write_run(folder: Path, config, accuracy: float, rank: float) -> None:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """CIFAR-10 with three seeds, CIFAR-100 with one, digits not run; and the table of the weight decays."""
-    root = tmp_path_factory.mktemp("results")
+    root = tmp_path_factory.mktemp("results") / "reference"
     above = {"directcopy": 0.01, "directpred": 0.012, "linear": -0.03, "none": -0.2}
     for preset, seeds in (("cifar10-small", 3), ("cifar100-small", 1)):
         for config in presets.get(preset).runs():
@@ -89,18 +90,17 @@ def test_what_has_not_been_run_says_so(written):
 
 
 def test_every_file_behind_a_sentence_is_there(written):
-    for row in (*claims.findings(written), *claims.findings(ROOT)):
-        root = written if all((written / name).exists() for name in row["files"]) else ROOT
-        assert all((root / name).is_file() for name in row["files"]), row
+    for row in (*claims.findings(written), *claims.findings(REFERENCE)):
+        assert all((ROOT / name).is_file() for name in row["files"]), row
 
 
 def numbers(text: str) -> list[float]:
     return [float(n) for n in re.findall(r"(?<![\w.])[+-]?\d+(?:\.\d+)?", text.replace("−", "-"))]
 
 
-def read(root: Path, files: list[str], kind: str) -> list[dict]:
+def read(files: list[str], kind: str) -> list[dict]:
     return [
-        json.loads((root / name).read_text(encoding="utf-8"))
+        json.loads((ROOT / name).read_text(encoding="utf-8"))
         for name in files
         if name.endswith(f"{kind}.json")
     ]
@@ -108,9 +108,8 @@ def read(root: Path, files: list[str], kind: str) -> list[dict]:
 
 @pytest.mark.parametrize("which", ["made up", "of the repository"])
 def test_each_sentence_is_recomputed_from_its_files(which, written):
-    root = written if which == "made up" else ROOT
-    for (claim, *_), row in sentences(root).items():
-        found, probes = numbers(row["finding"]), read(root, row["files"], "probe")
+    for (claim, *_), row in sentences(written if which == "made up" else REFERENCE).items():
+        found, probes = numbers(row["finding"]), read(row["files"], "probe")
         linear = {(p["method"], p["seed"]): 100 * p["linear"]["accuracy"] for p in probes}
         if claim in "ab":
             methods = list(dict.fromkeys(method for method, _ in linear))
@@ -126,20 +125,20 @@ def test_each_sentence_is_recomputed_from_its_files(which, written):
             own = {name: [v for (m, _), v in linear.items() if m == name] for name, _ in linear}
             means = [statistics.mean(own[name]) for name in ("none", "random", "directcopy")]
             assert found[-3:] == pytest.approx(means, abs=0.051)
-            ranks = [r["metrics"]["effective_rank"] for r in read(root, row["files"], "result")]
+            ranks = [r["metrics"]["effective_rank"] for r in read(row["files"], "result")]
             assert len(ranks) == found[1] + found[3] and sum(rank < 1.5 for rank in ranks) == found[0]
         elif claim == "d":
             few = [100 * point["accuracy_mean"] for p in probes if p["method"] == "directcopy"
                    for point in p["label_efficiency"] if point["labels_per_class"] == 10]  # fmt: skip
             assert found[:2] == [10, pytest.approx(statistics.mean(few), abs=0.051)]
         elif claim == "e":
-            with open(root / row["files"][0], newline="", encoding="utf-8") as file:
+            with open(ROOT / row["files"][0], newline="", encoding="utf-8") as file:
                 decays = list(csv.DictReader(file))
             ends = [float(decays[i][name]) for name in ("survivors", "rank_correlation") for i in (0, -1)]
             assert [*found[2:4], *found[-2:]] == pytest.approx(ends, abs=0.051)
             assert found[4] == sum(float(decay["rank_correlation"]) < 0 for decay in decays)
         else:
-            record = json.loads((root / row["files"][0]).read_text(encoding="utf-8"))
+            record = json.loads((ROOT / row["files"][0]).read_text(encoding="utf-8"))
             ms = {r["label"]: r["ms"] for r in record["predictors"] if r["dim"] == 128}
             times = [ms["DirectCopy"], ms["DirectPred"]]
             assert [found[1], found[3]] == pytest.approx(times, abs=0.0051)
@@ -147,7 +146,7 @@ def test_each_sentence_is_recomputed_from_its_files(which, written):
 
 
 def test_every_claim_has_a_figure_with_and_without_runs(written):
-    for root in (written, written / "nothing"):
+    for root in (written, written.parent / "nothing" / "reference"):
         records = {data: claims.load(root, preset) for data, preset in claims.DATA.items()}
         figures = [claim_figures.differences(records, claim) for claim in "ab"]
         figures += [
@@ -159,3 +158,15 @@ def test_every_claim_has_a_figure_with_and_without_runs(written):
             shown = " ".join(text.get_text() for ax in figure.axes for text in ax.texts)
             assert "not run" in shown
             plt.close(figure)
+
+
+def test_it_is_said_which_presets_are_ones_own(tmp_path, monkeypatch, written):
+    monkeypatch.setattr(results, "reference", lambda: written)
+    (config, *_) = presets.get("cifar10-small").runs()
+    write_run(tmp_path / "cifar10-small" / "runs", config, 0.6, 20.0)
+    said = claims.sources(tmp_path)
+    assert said["cifar10-small"] == str(tmp_path / "cifar10-small")  # one run of one's own is enough
+    assert said["cifar100-small"] == str(written / "cifar100-small") and said["quick"] == "not run"
+    assert {row["path"] for row in claims.load(tmp_path, "cifar10-small")} >= {
+        f"{tmp_path}/cifar10-small/runs/{config.name}"
+    }

@@ -14,7 +14,7 @@ LIMITS = {"projection_std": health.STD_LIMITS, "effective_rank": health.RANK_LIM
 
 @pytest.fixture(scope="module")
 def frame():
-    return health_limits.read(ROOT / "results")
+    return health_limits.read(ROOT / "results/reference")
 
 
 def test_each_limit_lies_where_the_ablations_have_the_fewest_errors(frame):
@@ -28,9 +28,9 @@ def test_each_limit_lies_where_the_ablations_have_the_fewest_errors(frame):
 
 
 def test_the_committed_file_is_what_the_committed_runs_give(frame):
-    record = json.loads((ROOT / "results/health/limits.json").read_text())
+    record = json.loads((ROOT / "results/reference/health/limits.json").read_text())
     assert json.loads(json.dumps(health_limits.measured(frame))) == record
-    rows = pd.read_csv(ROOT / "results/health/runs.csv")
+    rows = pd.read_csv(ROOT / "results/reference/health/runs.csv")
     assert rows["name"].tolist() == frame["name"].tolist()
     assert rows["verdict"].tolist() == frame["verdict"].tolist()
     known = record["presets"]["ablations"]

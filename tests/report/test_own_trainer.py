@@ -8,7 +8,7 @@ from dcopy.evaluation.evaluate import load_results
 from dcopy.report import ablations, own_trainer
 from dcopy.workflow.plan import ROOT
 
-QUICK = ROOT / "results" / "quick"
+QUICK = ROOT / "results" / "reference" / "quick"
 
 
 def probe(accuracy):
@@ -33,7 +33,7 @@ def record():
 
 
 def test_it_begins_with_the_best_of_the_ablations():
-    frame = ablations.ablation_frame(*load_results(ROOT / "results" / "ablations"))
+    frame = ablations.ablation_frame(*load_results(ROOT / "results" / "reference" / "ablations"))
     begin = own_trainer.begin_with(frame)
     scaled = frame[(frame["normalize"] == "spectral")].groupby("eps")["one_label"].mean()
     assert begin["eps"] == scaled.idxmax() and f"{scaled.max():.1f} %" in begin["why"]

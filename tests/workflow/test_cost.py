@@ -55,14 +55,14 @@ def test_where_no_step_can_be_timed_a_line_says_why(tmp_path):
 
 
 def test_other_notebooks_take_what_their_executed_copies_took(tmp_path, monkeypatch):
-    place = tmp_path / "results/quick/notebooks"
+    place = tmp_path / "results/reference/quick/notebooks"
     place.mkdir(parents=True)
     for name, seconds in (("01_linear_theory", 60), ("04_linear_probe-a", 10), ("04_linear_probe-b", 20)):
         (place / f"{name}.ipynb").write_text(json.dumps({"metadata": {"papermill": {"duration": seconds}}}))
     monkeypatch.setattr(plan, "ROOT", tmp_path)
     found = cost.notebook_lines(plan.jobs("quick", ["methods=directcopy,none"], "results/quick"), "quick")
     assert found[0].startswith(
-        "time of the other notebooks: 1:30, as in results/quick/notebooks"
+        "time of the other notebooks: 1:30, as in results/reference/quick/notebooks"
     )  # 60 + 2 × 15
     assert found[1].startswith(
         "not estimated, since no executed copy tells: 02_sample_complexity, 05_paper_tables"

@@ -28,15 +28,27 @@ METHODS = {  # name in code: name in tables and figures
 
 @dataclass(frozen=True)
 class Recipe:
-    """What follows from the data set; the numbers are those of the small-image protocol."""
+    """What follows from the data set, unless a run says otherwise; defaults: the small-image protocol."""
 
-    encoder: str  # name in dcopy.models.ENCODERS
-    width: int  # channels of the encoder's first stage
+    encoder: str  # as in TrainConfig
+    width: int | None  # channels of the encoder's first stage
     image_size: int  # pixels, side of a view
     augmentation: str  # name in dcopy.data.augment.RECIPES
     hidden_dim: int = 512
     projection_dim: int = 128
     images: int | None = None  # for pretraining; a folder has its own number
+    # optimization
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    lr: float = 0.03
+    lr_per: int | None = None  # lr is for batches of so many images, and in proportion for others
+    lr_schedule: str = "constant"
+    warmup: int = 0  # at most a tenth of a run's epochs
+    weight_decay: float = 4e-4
+    decay: str = "all"
+    ema: float = 0.996
+    ema_schedule: str = "constant"
+    heads: str = "reference"
 
 
 RECIPES = {
@@ -44,8 +56,19 @@ RECIPES = {
     "cifar10": Recipe("resnet18-cifar", 64, 32, "cifar", images=50_000),
     "cifar100": Recipe("resnet18-cifar", 64, 32, "cifar", images=50_000),
     "stl10": Recipe("resnet18", 64, 96, "stl10", images=105_000),
+    # Tian et al. 2021 (arXiv 2102.06810), Table 9, batch 4096. What they leave open is filled in from BYOL's
+    # code (`google-deepmind/deepmind-research:byol/configs/byol.py`), as 300 epochs have it there.
+    "imagenet": Recipe(
+        *("torchvision:resnet50", None, 224, "imagenet"),
+        **{"hidden_dim": 4096, "projection_dim": 256, "images": 1_281_167},
+        **{"batch_size": 4096, "optimizer": "lars", "lr": 0.3, "lr_per": 256, "lr_schedule": "cosine"},
+        **{"warmup": 10, "weight_decay": 1e-6, "decay": "weights", "ema": 0.99, "ema_schedule": "cosine"},
+        heads="byol",
+    ),
+    "imagenette": Recipe("resnet18", 64, 128, "imagenet", images=9_469),
     "folder": Recipe("resnet18-cifar", 64, 32, "cifar"),
 }
+RESIZED = ("imagenet", "imagenette", "folder")  # whose views may have any size
 
 CHOICES = {
     "method": tuple(METHODS),
@@ -53,8 +76,14 @@ CHOICES = {
     "target_start": ("copy", "random"),
     "batchnorm": ("per-view", "joint"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
+    "optimizer": ("sgd", "lars"),
+    "lr_schedule": ("constant", "cosine"),
+    "decay": ("all", "weights"),
+    "ema_schedule": ("constant", "cosine"),
+    "heads": ("reference", "byol"),
     "encoder": ("conv", "resnet18-cifar", "resnet18"),
 }
+LIBRARIES = ("torchvision", "timm")  # whose models are encoders, too, as LIBRARY:NAME
 
 _AT_LEAST_1 = (lambda v: v >= 1, "an integer of at least 1")
 _FRACTION = (lambda v: 0 <= v < 1, "a number in [0, 1)")
@@ -73,6 +102,8 @@ RANGES = {
     "eps": _NOT_NEGATIVE,
     "alpha": _POSITIVE,
     "freq": _AT_LEAST_1,
+    "warmup": (lambda v: v >= 0, "an integer of at least 0"),
+    "accumulate": _AT_LEAST_1,
     "width": _AT_LEAST_1,
     "hidden_dim": _AT_LEAST_1,
     "projection_dim": _AT_LEAST_1,
@@ -97,17 +128,23 @@ class TrainConfig:
     ValueError: rho=1.5 is not allowed; it must be a number in [0, 1)
     """
 
-    dataset: str = "digits"  # digits, cifar10, cifar100, stl10, or folder:PATH
+    dataset: str = "digits"  # digits, cifar10, cifar100, stl10, imagenet, imagenette, or folder:PATH
     method: str = "directcopy"  # one of METHODS
     seed: int = 0  # gives the streams for weights, order and augmentation
     epochs: int = 100  # paper: 100, 300, 500
-    batch_size: int = 128  # images, each seen in two views
-    # optimizer: SGD
-    lr: float = 0.03  # constant
+    batch_size: int | None = None  # images, each seen in two views; small images: 128
+    accumulate: int = 1  # parts that a batch is computed in, one after the other, to save memory
+    # optimizer
+    optimizer: str | None = None  # sgd, or lars
+    lr: float | None = None  # small images: 0.03
+    lr_schedule: str | None = None  # constant, or cosine: down to 0
+    warmup: int | None = None  # epochs in which lr rises from 0
     momentum: float = 0.9
-    weight_decay: float = 4e-4  # L2 on all parameters; eta in the theory
+    weight_decay: float | None = None  # L2; eta in the theory; small images: 4e-4
+    decay: str | None = None  # all parameters, or weights: no decay and no LARS for biases and norms
     # online and target
-    ema: float = 0.996  # momentum of the target's parameters; 0 copies the online network; SimSiam has 0
+    ema: float | None = None  # momentum of the target's parameters; small images: 0.996; SimSiam: 0
+    ema_schedule: str | None = None  # constant, or cosine: up to 1
     target_start: str = "copy"  # the reference code: random
     batchnorm: str = "per-view"  # statistics of each view alone, or of both views jointly
     symmetric_loss: bool = True  # both directions; False: the first view predicts the second
@@ -120,8 +157,9 @@ class TrainConfig:
     predictor_bias: bool = False  # learned linear predictor only
     predictor_symmetric: bool = False  # learned linear predictor only
     # network
-    encoder: str | None = None
-    width: int | None = None
+    encoder: str | None = None  # conv, resnet18-cifar, resnet18, torchvision:NAME or timm:NAME
+    width: int | None = None  # of those without a colon
+    heads: str | None = None  # projector and 2-layer predictor: of the reference code, or BYOL's own
     image_size: int | None = None  # pixels, side of a view
     hidden_dim: int | None = None  # of the projector and of BYOL's 2-layer predictor
     projection_dim: int | None = None
@@ -138,13 +176,24 @@ class TrainConfig:
         require("method", self.method, self.method in METHODS, one_of(METHODS))
         self._fill()
         for name, allowed in CHOICES.items():
-            require(name, getattr(self, name), getattr(self, name) in allowed, one_of(allowed))
+            value = getattr(self, name)
+            if name == "encoder":
+                allowed = (*allowed, *(f"{library}:NAME" for library in LIBRARIES))
+            require(name, value, value in allowed or (name == "encoder" and self.library), one_of(allowed))
         for name, (good, allowed) in RANGES.items():
             value = getattr(self, name)
             require(name, value, value is None or good(value), allowed)
         size, own = self.image_size, self.recipe.image_size
-        fits = size == own or self.dataset.startswith("folder:")
-        require("image_size", size, fits, f"{own} with dataset={self.dataset}; only folder:PATH is resized")
+        fits = size == own or kind in RESIZED
+        hint = f"{own} with dataset={self.dataset}; only imagenet, imagenette and folder:PATH are resized"
+        require("image_size", size, fits, hint)
+        hint = f"left out with encoder={self.encoder}, whose name says how wide it is"
+        require("width", self.width, not self.library or self.width is None, hint)
+        fits = self.warmup < self.epochs
+        require("warmup", self.warmup, fits, f"below epochs={self.epochs}")
+        fits = self.batch_size % self.accumulate == 0 and self.batch_size // self.accumulate >= 2
+        hint = f"a divisor of batch_size={self.batch_size} that leaves two images in each part"
+        require("accumulate", self.accumulate, fits, hint)
 
     def _check_types(self):
         types = {"int": int, "float": (int, float), "str": str, "bool": bool}
@@ -161,6 +210,10 @@ class TrainConfig:
     def _fill(self):
         """Give the fields left at None the value that follows from data set and method."""
         defaults = {name: getattr(self.recipe, name) for name in _FROM_RECIPE}
+        defaults["width"] = None if self.library else self.recipe.width or 64
+        defaults["warmup"] = min(self.recipe.warmup, self.epochs // 10)
+        if self.recipe.lr_per:
+            defaults["lr"] *= (self.batch_size or self.recipe.batch_size) / self.recipe.lr_per
         defaults["eps"] = 0.1 if self.method == "directpred" else 0.3
         power = {"directcopy": 1.0, "directpred": 0.5}.get(self.method)
         defaults["alpha"] = power
@@ -169,7 +222,7 @@ class TrainConfig:
                 object.__setattr__(self, name, value)
         if self.method == "simsiam":  # its target is the online network itself
             none = "with method=simsiam, which has no target network"
-            require("ema", self.ema, self.ema in (0.0, _FIELDS["ema"].default), f"0 {none}")
+            require("ema", self.ema, self.ema in (0.0, self.recipe.ema), f"0 {none}")
             require("target_start", self.target_start, self.target_start == "copy", f"copy {none}")
             object.__setattr__(self, "ema", 0.0)
         if self.method == "directset":
@@ -177,6 +230,17 @@ class TrainConfig:
         else:
             hint = f"{power} with method={self.method}; other powers are method=directset"
             require("alpha", self.alpha, self.alpha == power, hint)
+
+    @property
+    def library(self) -> str | None:
+        """The library that the encoder is a model of, or None where it is one of ours."""
+        library, _, model = (self.encoder or self.recipe.encoder).partition(":")
+        return library if library in LIBRARIES and model else None
+
+    @property
+    def begins_longer_runs(self) -> bool:
+        """Whether a run of more epochs begins with this one: where no schedule depends on their number."""
+        return self.lr_schedule == self.ema_schedule == "constant"
 
     @property
     def recipe(self) -> Recipe:
@@ -201,7 +265,7 @@ class TrainConfig:
         differences = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
+            if getattr(self, field.name) != _PROTOCOL.get(field.name, field.default)
         }
         text = json.dumps(differences, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -240,8 +304,13 @@ class TrainConfig:
         return cls(**values)
 
 
-_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
-_FROM_RECIPE = ("encoder", "width", "image_size", "hidden_dim", "projection_dim")
+_NETWORK = ("encoder", "width", "image_size", "hidden_dim", "projection_dim")
+_PROTOCOL = {  # what names of runs leave out
+    field.name: field.default
+    for field in dataclasses.fields(Recipe)
+    if field.name in TrainConfig.__dataclass_fields__ and field.name not in _NETWORK
+}
+_FROM_RECIPE = (*_NETWORK, *_PROTOCOL)
 
 
 def require(name: str, value, good: bool, allowed: str) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+
 import torch
+import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torchvision.models.resnet import BasicBlock
+from torchvision.ops import StochasticDepth
 
 from .config import TrainConfig
 
@@ -84,13 +89,88 @@ ENCODERS = {
 }
 
 
-def projector(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """BYOL's two layers, with the reference code's BatchNorm."""
+def require_timm(name: str):
+    """The package timm, which the option `name` needs; raises ValueError where there is none."""
+    try:
+        import timm.optim
+    except ImportError:
+        raise ValueError(f"{name} needs the package timm, which is not here; pip install timm") from None
+    return timm
+
+
+def check_names(config: TrainConfig) -> None:
+    """Raise ValueError where a run needs a model that its library lacks, or a library that is not here."""
+    library, _, name = config.encoder.partition(":")
+    if config.library == "timm":
+        timm = require_timm(f"encoder={config.encoder}")
+        known, good = timm.list_models(), timm.is_model(name)
+    elif config.library == "torchvision":
+        known = torchvision.models.list_models(module=torchvision.models)
+        good = name in known
+    if config.library and not good:
+        near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.4)) or "none"
+        raise ValueError(f"encoder={config.encoder} is not a model of {library}; names near it: {near}")
+    if config.optimizer == "lars":
+        require_timm("optimizer=lars")
+
+
+def library_encoder(config: TrainConfig, channels: int) -> nn.Module:
+    """A classifier of torchvision or timm without its last layer: (N, C, H, W) -> (N, out_dim), untrained.
+
+    Dropout and stochastic depth are off: BYOL has neither, and what they draw would differ after a resume and
+    between processes. Parameters that the features do not depend on, as mask tokens, are not trained.
+
+    Raises:
+        ValueError: no such model or library, or one that does not take images of this size.
+    """
+    check_names(config)
+    name, size = config.encoder.partition(":")[2], config.image_size
+    if config.library == "timm":
+        timm = require_timm(config.encoder)
+        fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+        sizes = {"img_size": size} if fixed else {}
+        model = timm.create_model(name, num_classes=0, in_chans=channels, **sizes)
+    else:
+        own = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        own |= {"image_size": size} if name.startswith("vit_") else {}
+        model = torchvision.models.get_model(name, weights=None, **own)
+        linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise ValueError(f"encoder={config.encoder} has no linear layer to take off; choose another")
+        model.set_submodule(linear[-1], nn.Identity())
+    for module in model.modules():
+        if isinstance(module, (_DropoutNd, StochasticDepth)):
+            module.p = 0.0
+        if hasattr(module, "drop_prob"):  # timm's DropPath
+            module.drop_prob = 0.0
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with torch.enable_grad():
+            features = model.eval()(torch.zeros(2, channels, size, size))  # (2, out_dim)
+            gradients = torch.autograd.grad(features.sum(), trained, allow_unused=True)
+        _, model.out_dim = features.shape
+    except (RuntimeError, AssertionError, ValueError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"encoder={config.encoder} does not take images of {channels}x{size}x{size} ({why})"
+        ) from None
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    return model.train()
+
+
+def head(inputs: int, hidden: int, outputs: int, kind: str) -> nn.Sequential:
+    """BYOL's two layers.
+
+    Args:
+        kind: "reference" as in the code of Tian et al., whose BatchNorm is without affine; "byol" as in
+            `google-deepmind/deepmind-research:byol/utils/networks.py`, whose last layer is without bias.
+    """
     return nn.Sequential(
         nn.Linear(inputs, hidden),
-        nn.BatchNorm1d(hidden, affine=False),
+        nn.BatchNorm1d(hidden, affine=kind == "byol"),
         nn.ReLU(inplace=True),
-        nn.Linear(hidden, outputs),
+        nn.Linear(hidden, outputs, bias=kind != "byol"),
     )
 
 
@@ -108,9 +188,14 @@ class Network(nn.Module):
 
     def __init__(self, config: TrainConfig, channels: int):
         super().__init__()
-        self.encoder = ENCODERS[config.encoder](channels, config.width)
-        project = simsiam_projector if config.method == "simsiam" else projector
-        self.projector = project(self.encoder.out_dim, config.hidden_dim, config.projection_dim)
+        if config.library:
+            self.encoder = library_encoder(config, channels)
+        else:
+            self.encoder = ENCODERS[config.encoder](channels, config.width)
+        sizes = self.encoder.out_dim, config.hidden_dim, config.projection_dim
+        self.projector = (
+            simsiam_projector(*sizes) if config.method == "simsiam" else head(*sizes, config.heads)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D)"""

@@ -28,7 +28,7 @@ def config_of(method, **fields):
 @pytest.mark.parametrize(
     "field, value, allowed",
     [
-        ("dataset", "mnist", "one of digits, cifar10, cifar100, stl10, folder:PATH"),
+        ("dataset", "mnist", "one of digits, cifar10, cifar100, stl10, imagenet, imagenette, folder:PATH"),
         ("dataset", "folder:", "folder:PATH"),
         ("method", "simclr", "one of directcopy, directpred, directset, linear, mlp, simsiam, none"),
         ("epochs", 0, "an integer of at least 1"),
@@ -52,7 +52,13 @@ def config_of(method, **fields):
         ("target_start", "zero", "one of copy, random"),
         ("batchnorm", "off", "one of per-view, joint"),
         ("precision", "fp8", "one of auto, fp32, bf16, fp16"),
-        ("encoder", "vit", "one of conv, resnet18-cifar, resnet18"),
+        ("encoder", "vit", "one of conv, resnet18-cifar, resnet18, torchvision:NAME, timm:NAME"),
+        ("encoder", "timm:", "one of conv, .*, timm:NAME"),
+        ("optimizer", "adam", "one of sgd, lars"),
+        ("lr_schedule", "step", "one of constant, cosine"),
+        ("warmup", 100, "below epochs=100"),
+        ("accumulate", 3, "a divisor of batch_size=128 that leaves two images in each part"),
+        ("accumulate", 128, "a divisor of batch_size=128 that leaves two images in each part"),
         ("symmetric_loss", 1, "of type bool"),
         ("projection_dim", 0, "an integer of at least 1"),
     ],
@@ -78,6 +84,7 @@ def test_every_method_and_data_set_makes_a_complete_configuration(method):
     for dataset in DATASETS:
         config = config_of(method, dataset=dataset)
         blank = {name for name, value in config.to_dict().items() if value is None}
+        blank -= {"width"} if config.library else set()  # its name says how wide it is
         assert blank <= {"alpha"}  # which learned predictors do not have
         assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert build_predictor(config).rho == config.rho  # each method names a predictor
@@ -97,14 +104,15 @@ def test_the_hash_names_the_configuration():
     changes = {
         **{"dataset": "digits", "method": "none", "normalize": "spectral", "target_start": "random"},
         **{"batchnorm": "joint", "encoder": "resnet18", "precision": "bf16"},
-        "data_fingerprint": "8864e0a70ebc49b3",
+        **{"optimizer": "lars", "lr_schedule": "cosine", "warmup": 1, "decay": "weights", "heads": "byol"},
+        **{"ema_schedule": "cosine", "accumulate": 2, "data_fingerprint": "8864e0a70ebc49b3"},
     }
     for field in dataclasses.fields(TrainConfig):
         value = getattr(config, field.name)
         if isinstance(value, bool):
             changes[field.name] = not value
         elif isinstance(value, int):
-            changes[field.name] = 2 * value + 1
+            changes.setdefault(field.name, 2 * value + 1)
         elif isinstance(value, float):
             changes[field.name] = value / 2
         other = {field.name: changes[field.name]}

@@ -1,6 +1,7 @@
 """Networks: the published architectures, and an EMA that is exact and leaves buffers alone."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from helpers.tiny import tiny_config, tiny_views
 from torch import nn
 
 from dcopy.config import RECIPES, TrainConfig
-from dcopy.models import ENCODERS, ConvNet, Network, ResNet18, ema_update
+from dcopy.models import ENCODERS, ConvNet, Network, ResNet18, check_names, ema_update
+from dcopy.predictors import build_predictor
 
 
 def count(module):
@@ -48,6 +50,76 @@ def test_conv_has_three_stages_that_halve_the_image():
 def test_encoders_take_any_width_and_say_their_dimension(name, channels):
     encoder = ENCODERS[name](channels, 3)
     assert encoder(torch.randn(2, channels, 32, 32)).shape == (2, encoder.out_dim)
+
+
+# models of torchvision and timm
+
+
+def library_config(encoder, **fields):
+    return TrainConfig(dataset="folder:photos", encoder=encoder, hidden_dim=16, projection_dim=8, **fields)
+
+
+@pytest.mark.parametrize(
+    "encoder, size, dim",
+    [
+        ("torchvision:resnet50", 64, 2048),
+        ("torchvision:mobilenet_v3_small", 32, 1024),  # with dropout before its last layer
+        ("timm:test_vit", 32, 64),  # made for 160 pixels
+        ("timm:test_efficientnet", 32, 256),
+    ],
+)
+def test_models_of_libraries_are_encoders_by_their_name(encoder, size, dim):
+    """Without their classifier, and the same features at each pass, since nothing is dropped out."""
+    network, x = Network(library_config(encoder, image_size=size), channels=3), torch.randn(4, 3, size, size)
+    assert network.training and network.encoder.out_dim == dim and network(x).shape == (4, 8)
+    assert torch.equal(network.encoder(x), network.encoder(x))
+
+
+def test_what_features_do_not_depend_on_is_not_trained(monkeypatch):
+    class Masked(nn.Sequential):  # as some transformers have a token for masked patches
+        def __init__(self):
+            super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 5), nn.Linear(5, 10))
+            self.mask_token = nn.Parameter(torch.zeros(5))
+
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, **_: Masked())
+    encoder = Network(library_config("torchvision:resnet18", image_size=8), 3).encoder
+    assert {name for name, p in encoder.named_parameters() if not p.requires_grad} == {"mask_token"}
+    assert encoder.out_dim == 5
+
+
+@pytest.mark.parametrize(
+    "encoder, message",
+    [
+        (
+            "torchvision:resnet5",
+            "resnet5 is not a model of torchvision; names near it: resnet50,",
+        ),
+        ("timm:vit_smal_patch16_224", "is not a model of timm; names near it: vit_small_patch16_224,"),
+        ("torchvision:squeezenet1_0", "has no linear layer to take off; choose another"),
+        ("torchvision:alexnet", r"does not take images of 3x16x16 \(.+\)$"),
+    ],
+)
+def test_a_model_that_does_not_fit_gives_one_line(encoder, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Network(library_config(encoder, image_size=16), channels=3)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{"encoder": "timm:test_vit"}, {"optimizer": "lars"}])
+def test_without_timm_one_line_says_what_needs_it(fields, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    (name, value) = fields.popitem()
+    with pytest.raises(ValueError, match=f"^{name}={value} needs the package timm, .*pip install timm$"):
+        check_names(tiny_config(dataset="folder:photos", width=None, **{name: value}))
+
+
+def test_byols_own_heads_have_an_affine_batchnorm_and_no_last_bias():
+    """`google-deepmind/deepmind-research:byol/utils/networks.py`; hidden 4096, 256 out on ImageNet."""
+    config = tiny_config(heads="byol", method="mlp")
+    for layers in (Network(config, 1).projector, build_predictor(config).layers):
+        assert [type(layer) for layer in layers] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+        assert layers[1].affine and layers[0].bias is not None and layers[3].bias is None
+    assert (RECIPES["imagenet"].hidden_dim, RECIPES["imagenet"].projection_dim) == (4096, 256)
 
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar10"])

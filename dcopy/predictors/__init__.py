@@ -35,7 +35,7 @@ def build_predictor(config: TrainConfig) -> Predictor:
         "directpred": lambda: DirectPred(dim, c.rho, c.eps, c.freq),
         "directset": lambda: DirectSet(dim, c.alpha, c.rho, c.eps, c.normalize, c.freq),
         "linear": lambda: LinearPredictor(dim, c.predictor_bias, c.predictor_symmetric, c.rho),
-        "mlp": lambda: MLPPredictor(dim, c.hidden_dim, c.rho),
+        "mlp": lambda: MLPPredictor(dim, c.hidden_dim, c.rho, bias=c.heads != "byol"),
         "simsiam": lambda: MLPPredictor(dim, max(1, dim // 4), c.rho),
         "none": lambda: IdentityPredictor(dim, c.rho),
     }

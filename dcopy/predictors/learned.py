@@ -37,13 +37,15 @@ class MLPPredictor(Predictor):
     """BYOL's predictor: linear, BatchNorm, ReLU, linear (Grill et al. 2020, arXiv 2006.07733).
 
     SimSiam's has a bottleneck, hidden = dim / 4 (Chen and He 2021, arXiv 2011.10566, section 4.2).
+
+    Args:
+        bias: in the last layer; `google-deepmind/deepmind-research:byol/utils/networks.py` has none there.
     """
 
-    def __init__(self, dim: int, hidden: int = 512, rho: float = 0.3):
+    def __init__(self, dim: int, hidden: int = 512, rho: float = 0.3, bias: bool = True):
         super().__init__(dim, rho)
-        self.layers = nn.Sequential(
-            nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
-        )
+        layers = [nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, dim, bias=bias))
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)

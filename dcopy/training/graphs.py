@@ -46,9 +46,10 @@ class FastStep:
         self.is_cuda = trainer.device.type == "cuda"
         self.compiled = self.is_cuda if compile is None else compile
         alone = self.ranks.size == 1
-        self.captures = self.compiled and self.is_cuda and alone and not trainer.scaler.is_enabled()
-        if self.compiled and self.is_cuda and trainer.scaler.is_enabled():
-            log.warning("fp16 goes without CUDA graphs: after each step the host asks whether it overflowed")
+        obstacle = why_no_graphs(trainer) if self.compiled and self.is_cuda and alone else None
+        self.captures = self.compiled and self.is_cuda and alone and obstacle is None
+        if obstacle:
+            log.warning("%s", obstacle)
         self.networks = {trainer.online, trainer.target} if self.compiled and alone else ()
         self.steps, self.graphs = 0, None
         if self.compiled:
@@ -120,6 +121,18 @@ class FastStep:
         except RuntimeError as error:
             log.warning("CUDA graphs are not possible here (%s); training goes on without", one_line(error))
             self.captures = False
+
+
+def why_no_graphs(trainer: Trainer) -> str | None:
+    """What keeps a trainer's step out of CUDA graphs, which do the same at each replay; None: nothing."""
+    config = trainer.config
+    if trainer.scaler.is_enabled():
+        return "fp16 goes without CUDA graphs: after each step the host asks whether it overflowed"
+    if config.warmup or not config.begins_longer_runs:
+        return "schedules go without CUDA graphs: lr and ema are others at each step"
+    if config.optimizer == "lars" or config.accumulate > 1:
+        return "LARS and accumulate go without CUDA graphs, which are made for a plain step of SGD"
+    return None
 
 
 class Graphs:

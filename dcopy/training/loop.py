@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import data, hardware, results
+from .. import data, hardware, models, results
 from ..config import TrainConfig, require
 from ..data import augment
 from ..progress import Progress
@@ -78,6 +78,7 @@ def pretrain(
         options = {"device": device, "compile": compile, "checkpoint_minutes": checkpoint_minutes}
         options |= {"stop_after": stop_after, "timeout_minutes": timeout_minutes}
         return launch.pretrain(config, out_dir, processes, images, data_root, skip_bad, **options)
+    models.check_names(config)
     ranks.take_gpu()
     device, _ = hardware.choose(device, config.precision)
     with ranks.joined(config, device, timeout_minutes) as group, contextlib.ExitStack() as held:
@@ -161,6 +162,7 @@ class _Loop:
         """A step on the images of these indices (batch_size,); projections of this rank's images (n, D)."""
         seed = derive_seed(self.config.seed, "augment", self.epoch, self.step)
         generator = torch.Generator(self.images.device).manual_seed(seed)
+        self.trainer.set_rates(self.epoch * self.steps + self.step, self.steps)
         loss, z = self.fast_step(self.images[self.group.part(indices)], generator)
         # NaN as soon as F overflows
         self.losses[self.step] = self.group.mean(loss) + 0 * self.trainer.predictor.F.trace()

@@ -27,6 +27,12 @@ def parallelize(trainer: Trainer, share: float) -> None:
     for module in trainer.parts.values():
         for layer in module.modules():
             if isinstance(layer, _BatchNorm):
+                own = type(layer).forward is not _BatchNorm.forward
+                if own and not hasattr(layer, "act"):
+                    name = type(layer).__name__
+                    raise ValueError(
+                        f"{name} is a BatchNorm of its own kind; train this encoder in one process"
+                    )
                 layer.forward = functools.partial(batch_norm, layer)
     passes = Passes(trainer, share)
     trainer.forward = DistributedDataParallel(passes, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -53,11 +59,13 @@ def batch_norm(layer: _BatchNorm, x: Tensor) -> Tensor:
     if not layer.training:
         return type(layer).forward(layer, x)
     mean, var, count = statistics(x.detach())
-    with torch.no_grad():
-        layer.num_batches_tracked += 1
-        layer.running_mean.lerp_(mean, layer.momentum)
-        layer.running_var.lerp_(var * (count / (count - 1)), layer.momentum)
-    return Normalize.apply(x, mean, var, count, layer.weight, layer.bias, layer.eps)
+    if layer.track_running_stats:
+        with torch.no_grad():
+            layer.num_batches_tracked += 1
+            layer.running_mean.lerp_(mean, layer.momentum)
+            layer.running_var.lerp_(var * (count / (count - 1)), layer.momentum)
+    y = Normalize.apply(x, mean, var, count, layer.weight, layer.bias, layer.eps)
+    return layer.act(layer.drop(y)) if hasattr(layer, "act") else y  # timm's BatchNormAct2d
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

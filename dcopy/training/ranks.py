@@ -81,6 +81,9 @@ class Ranks(Alone):
         own["precision"] = hardware.precision_on(device, config.precision)
         self.require_same(**config.to_dict() | results.versions() | own)
         require("processes", size, size <= N, f"at most batch_size={N}")
+        k = config.accumulate
+        allowed = f"a number that divides the {N // k} images in each of accumulate={k} parts of a batch"
+        require("processes", size, k == 1 or N // k % size == 0, allowed)
         require("device", str(device), str(device) in ("cpu", "cuda"), "cpu or cuda with several processes")
         is_cuda = device.type == "cuda"
         if is_cuda:

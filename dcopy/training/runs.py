@@ -97,12 +97,13 @@ def _may_hold(folder: Path, config: TrainConfig, fingerprint: str, count: int) -
 def go_on_from_fewer_epochs(config: TrainConfig, folder: Path, fingerprint: str, count: int) -> None:
     """Begin a run with the checkpoint and the metrics of one that differs in the number of epochs alone.
 
-    The learning rate is constant and the random streams are keyed by seed, epoch and step, so 100 epochs
-    are the beginning of 300. Of the runs beside `folder` that are on these images it takes the one that
-    got furthest, finished or not, but not past the end of `config`; where there is none, it does nothing.
+    Where rates are constant, 100 epochs are the beginning of 300, since the random streams are keyed by
+    seed, epoch and step. Of the runs beside `folder` that are on these images it takes the one that
+    got furthest, finished or not, but not past the end of `config`; where there is none, or where a schedule
+    depends on the number of epochs, it does nothing.
     """
-    best = None
-    for path in folder.parent.glob("*/config.json"):
+    best, beside = None, folder.parent.glob("*/config.json") if config.begins_longer_runs else ()
+    for path in beside:
         try:
             other = TrainConfig.from_dict(results.read_json(path))
             ours = {"epochs": config.epochs, "data_fingerprint": config.data_fingerprint}

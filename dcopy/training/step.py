@@ -9,12 +9,13 @@ import itertools
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import hardware
 from ..config import TrainConfig
-from ..models import Network, ema_update
+from ..models import Network, ema_update, require_timm
 from ..predictors import build_predictor
-from . import checkpoint
+from . import checkpoint, schedule
 
 SCALER = ("scale", "_growth_tracker")  # what of a GradScaler's state moves
 
@@ -47,7 +48,8 @@ class Trainer:
         with seeded(config.seed, "predictor"):
             self.predictor = build_predictor(config)
         # With other widths oneDNN's kernels for channels_last overrun their buffers (width 2 and 4, AVX2).
-        fits = config.width % 8 == 0 and self.device.type != "mps"
+        is_cuda = self.device.type == "cuda"
+        fits = is_cuda if config.library else config.width % 8 == 0 and self.device.type != "mps"
         layout = torch.channels_last if fits else torch.contiguous_format
         self.parts = {"online": self.online, "target": self.target, "predictor": self.predictor}
         if self.target is self.online:
@@ -61,16 +63,37 @@ class Trainer:
             for name, parameter in itertools.chain(
                 self.online.named_parameters("online"), self.predictor.named_parameters("predictor")
             )
+            if parameter.requires_grad
         }
-        self.optimizer = torch.optim.SGD(
-            self.named_parameters.values(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=self.device.type == "cuda" and self.precision != "fp16",
-        )
+        rates = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+        if config.optimizer == "lars":  # in timm, eta is 1e-3
+            optimizer = require_timm("optimizer=lars").optim.Lars
+            self.optimizer = optimizer(self._groups(), **rates, always_adapt=True)
+        else:
+            fused = is_cuda and self.precision != "fp16"
+            self.optimizer = torch.optim.SGD(self._groups(), **rates, fused=fused)
+        self.ema = config.ema  # of the next step
         # fp16 cannot hold small gradients: the loss is scaled up, and a step that overflows is left out.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def _groups(self) -> list[dict]:
+        """The trained parameters, those apart that are neither decayed nor adapted, or keep their lr."""
+        keeps_lr = self.config.method == "simsiam" and self.config.lr_schedule == "cosine"
+        groups: dict[tuple, dict] = {}
+        for name, parameter in self.named_parameters.items():
+            is_plain = self.config.decay == "weights" and parameter.ndim < 2  # bias or norm
+            is_constant = keeps_lr and name.startswith("predictor.")  # as in `facebookresearch/simsiam`
+            own = {"weight_decay": 0.0, "always_adapt": False} if is_plain else {}
+            group = groups.setdefault((is_plain, is_constant), {"params": [], "constant": is_constant, **own})
+            group["params"].append(parameter)
+        return list(groups.values())
+
+    def set_rates(self, step: int, steps: int) -> None:
+        """Give the next step its learning rate and its momentum of the target; see `schedule`."""
+        lr = self.config.lr * schedule.lr_factor(self.config, step, steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr if group["constant"] else lr
+        self.ema = schedule.ema(self.config, step, steps)
 
     def step(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         """One step on two views of a batch, in the order below, which tests hold it to.
@@ -81,16 +104,44 @@ class Trainer:
         Returns:
             The loss () and the online projections of the first view (N, D), both detached.
         """
+        if self.config.accumulate > 1:
+            return self._step_in_parts(x1, x2)
         loss, z = self.forward(x1, x2)
         self.descend(loss)
         return loss.detach(), z.detach()
+
+    def _step_in_parts(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        """A step that computes a batch in `accumulate` parts, of which each has every k-th image.
+
+        F, W_p, weights and target move once. Before any part is predicted, a pass without gradient projects
+        all of them, so F and W_p are those of the whole batch. But for BatchNorm this is the step on the
+        whole batch, up to the order of sums. BatchNorm takes its statistics from one part at a time, as
+        they have to be in memory together: networks with it train as with smaller batches there, which is
+        why `accumulate` is a part of a run's name.
+        """
+        k, losses, z = self.config.accumulate, [], []
+        parts = [(x1[i::k], x2[i::k]) for i in range(k)]
+        with torch.no_grad(), running_statistics_kept(self.online):
+            self.predictor.update(torch.cat([z_i for part in parts for z_i in self.project(*part)]))
+        self.optimizer.zero_grad()
+        for i, part in enumerate(parts):
+            # several processes exchange gradients once, after the last part
+            last = i == k - 1 or not hasattr(self.forward, "no_sync")
+            with contextlib.nullcontext() if last else self.forward.no_sync():
+                loss, z_i = self.forward(*part)
+                self.scaler.scale(loss / k).backward()
+            losses.append(loss.detach())
+            z.append(z_i.detach())
+        self._move()
+        return torch.stack(losses).mean(), torch.stack(z, dim=1).flatten(0, 1)  # (N, D), in order
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         """The passes of a step: the loss () and the online projections of the first view (N, D)."""
         # 1. online: views to projections
         z = self.project(x1, x2)
         # 2. correlation: F and W_p from the projections of this step, without gradient
-        self.predictor.update(torch.cat(z).detach())
+        if self.config.accumulate == 1:
+            self.predictor.update(torch.cat(z).detach())
         return self.loss(z, x1, x2), z[0]
 
     def project(self, x1: Tensor, x2: Tensor) -> list[Tensor]:
@@ -108,14 +159,17 @@ class Trainer:
 
     def descend(self, loss: Tensor) -> None:
         """The rest of the step: the weights move."""
-        # 6. optimizer step
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
+        self._move()
+
+    def _move(self) -> None:
+        # 6. optimizer step
         self.scaler.step(self.optimizer)
         self.scaler.update()
         # 7. EMA
         if self.target is not self.online:
-            ema_update(self.target, self.online, self.config.ema)
+            ema_update(self.target, self.online, self.ema)
 
     @torch.no_grad()
     def targets(self, z: list[Tensor], x1: Tensor, x2: Tensor) -> list[Tensor]:
@@ -165,6 +219,19 @@ class Trainer:
             buffer = buffers[name]
             layout = torch.empty_like(parameter, requires_grad=False)
             self.optimizer.state[parameter]["momentum_buffer"] = layout.copy_(buffer)
+
+
+@contextlib.contextmanager
+def running_statistics_kept(network: nn.Module):
+    """Passes in the block leave the running statistics of BatchNorm as they are."""
+    layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:

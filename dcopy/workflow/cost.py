@@ -16,8 +16,9 @@ from . import plan
 from .outcome import clock
 
 # What hardly changes a step's time: it is measured once for all values of these.
-ALIKE = ("method", "seed", "epochs", "lr", "momentum", "weight_decay", "ema", "target_start", "rho", "eps",
-         "alpha", "normalize", "freq", "predictor_bias", "predictor_symmetric")  # fmt: skip
+ALIKE = ("method", "seed", "epochs", "lr", "lr_schedule", "warmup", "momentum", "weight_decay", "decay",
+         "ema", "ema_schedule", "target_start", "rho", "eps", "alpha", "normalize", "freq", "predictor_bias",
+         "predictor_symmetric")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,7 +89,7 @@ def jobs(preset_name: str, options: list[str], results_dir: str) -> list[Job]:
         pretraining[variant] = job("03_pretrain", fields | {"seeds": [run.seed for run in own]}, *names)
         probing.append(job("04_linear_probe", {"runs": [run.name for run in own]}, *names))
     for variant, own in pretraining.items():
-        fewer = [other for other in pretraining if other.epochs < variant.epochs]
+        fewer = [other for other in pretraining if other.epochs < variant.epochs and other.begins_longer_runs]
         fewer = [other for other in fewer if dataclasses.replace(other, epochs=variant.epochs) == variant]
         first = max(fewer, key=lambda other: other.epochs, default=None)
         found.append(dataclasses.replace(own, after=first and pretraining[first].done))

@@ -35,6 +35,9 @@ VARIANTS += [
     {"batch_size": 17},
     {"width": 8},
     {"target_start": "random"},
+    {"accumulate": 2},
+    {"optimizer": "lars", "decay": "weights", "heads": "byol", "method": "mlp"},
+    {"encoder": "timm:test_efficientnet", "width": None},  # whose BatchNorm has the activation in it
 ]
 VARIANTS = [{"alpha": 2.0} | v if v.get("method") == "directset" else v for v in VARIANTS]
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}

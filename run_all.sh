@@ -4,6 +4,8 @@
 #   bash run_all.sh                     the quick preset
 #   bash run_all.sh test [...]          the tests; arguments go to pytest
 #   bash run_all.sh PRESET [...]        another preset; --help and --list say more
+#   bash run_all.sh check [PRESET]      whether your run reproduces the committed one, number by number
+#   bash run_all.sh adopt PRESET        make your run the committed one, results/reference/PRESET
 #
 # An environment in which all requirements are met already (conda, Colab, your own venv) is used
 # as it is. Otherwise .venv is made here and filled from requirements.lock; without an NVIDIA GPU on
@@ -213,6 +215,10 @@ case "${1:-}" in
     shift
     choose_python notebooks dev
     command=(pytest --numprocesses 2 --dist loadfile "$@")
+    ;;
+  check | adopt)
+    choose_python notebooks
+    command=(dcopy.report "$@")
     ;;
   *)
     find_python

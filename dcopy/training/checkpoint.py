@@ -18,6 +18,7 @@ from ..results import atomic
 log = logging.getLogger(__name__)
 
 NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+ENCODER = "encoder.safetensors"  # of a finished run, to be passed on; training cannot go on from it
 
 
 def save(folder: Path, tensors: dict[str, Tensor], header: dict) -> None:
@@ -26,12 +27,23 @@ def save(folder: Path, tensors: dict[str, Tensor], header: dict) -> None:
     Raises:
         OSError: the disk is full or read-only; the checkpoints that were there are untouched.
     """
-    with atomic(folder / NEWEST, keep=folder / PREVIOUS) as temporary:
+    _write(folder / NEWEST, tensors, header, keep=folder / PREVIOUS)
+
+
+def save_encoder(folder: Path, path: Path) -> None:
+    """Write the online encoder of a run's newest checkpoint to `path`, from which `load_run` takes it."""
+    tensors, header = load(folder)
+    encoder = part(part(tensors, "online"), "encoder")
+    _write(path, encoder, {name: header[name] for name in ("config", "channels", "epoch")})
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict, keep: Path | None = None) -> None:
+    with atomic(path, keep=keep) as temporary:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         try:
             save_file(contiguous, temporary, metadata={"dcopy": json.dumps(header)})
         except SafetensorError as problem:  # its word for a full disk
-            raise OSError(f"{folder / NEWEST} could not be written ({problem})") from None
+            raise OSError(f"{path} could not be written ({problem})") from None
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict] | None:

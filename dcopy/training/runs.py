@@ -159,14 +159,35 @@ def finished_run(config: TrainConfig, folder: Path, fingerprint: str | None = No
         raise ValueError(
             f"{path} has just been made from other images; the same command makes a run beside it"
         )
-    loaded = checkpoint.load(folder)
-    if loaded is None:  # a fresh clone has results, but no weights
+    encoder = _encoder(config, folder, result)
+    if encoder is None:
         return None
-    tensors, header = loaded
-    if header["epoch"] != config.epochs:
-        return None
-    network = Network(config, header["channels"])
-    network.load_state_dict(checkpoint.part(tensors, "online"), strict=True)
     metrics = [health.judged(record) for record in results.read_jsonl(folder / "metrics.jsonl")]
     result["metrics"] = health.judged(result["metrics"])
-    return Run(config, folder, FrozenEncoder(network.encoder, config), metrics, result)
+    return Run(config, folder, FrozenEncoder(encoder, config), metrics, result)
+
+
+def _encoder(config: TrainConfig, folder: Path, result: dict) -> nn.Module | None:
+    """The trained encoder, from the checkpoint, or of a committed run from the file that holds it alone.
+
+    None where neither is there, or the checkpoint is of an earlier epoch.
+
+    Raises:
+        ValueError: the weights are not those that result.json was written with.
+    """
+    loaded = checkpoint.load(folder)
+    if loaded is not None:
+        tensors, header = loaded
+        weights = checkpoint.part(checkpoint.part(tensors, "online"), "encoder")
+    elif (folder / checkpoint.ENCODER).exists():
+        weights, header = checkpoint.read(folder / checkpoint.ENCODER)
+    else:
+        return None
+    if header["epoch"] != config.epochs:
+        return None
+    found = checkpoint.digest(weights)
+    if result.get("encoder_fingerprint", found) != found:
+        raise ValueError(f"the weights in {folder} are not those of its result.json; delete them")
+    encoder = Network(config, header["channels"]).encoder
+    encoder.load_state_dict(weights, strict=True)
+    return encoder

@@ -102,7 +102,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bash run_all.sh",
         description="Set up what is missing, then run a preset of notebooks. What is finished is skipped.",
-        epilog="bash run_all.sh test [...] runs the tests; its arguments go to pytest.",
+        epilog="bash run_all.sh test [...] runs the tests; its arguments go to pytest. bash run_all.sh check "
+        "[PRESET] holds a run against the reference, and adopt PRESET makes it the reference.",
     )
     add = parser.add_argument
     add("preset", nargs="?", default="quick", metavar="PRESET", help="default: quick; --list shows all")
@@ -181,6 +182,9 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
     report(jobs, folder, started)
     if code:
         report_failures(jobs, folder, started)
+    elif (results.reference() / given.preset / "runs").is_dir():
+        command = [sys.executable, "-m", "dcopy.report", "check", given.preset, *given.options, "--brief"]
+        subprocess.run([*command, "--results", folder.parent], env=utf8())  # it says what came of it
     return code
 
 

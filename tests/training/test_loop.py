@@ -96,7 +96,7 @@ def test_an_epoch_takes_every_image_once_and_drops_a_partial_batch(tmp_path, mon
     )
     monkeypatch.setattr(Trainer, "step", lambda self, x1, x2: (torch.zeros(()), torch.randn(16, 8)))
     monkeypatch.setattr(Trainer, "tensors", lambda self: {"online.x": torch.zeros(1)})
-    with pytest.raises(RuntimeError):  # its checkpoint is no network
+    with pytest.raises(ValueError, match="are not those of its result"):  # its checkpoint is no network
         run(tmp_path, images=images)
     epochs = torch.stack(seen[::2])[:, :, 0, 0, 0].view(3, 48)
     assert all(len(epoch.unique()) == 48 for epoch in epochs)

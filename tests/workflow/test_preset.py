@@ -3,7 +3,9 @@
 import itertools
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,11 +29,21 @@ def project(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    """A project in which `smoke methods=directcopy` has run, and what that printed."""
+    """A project, with a reference, in which `smoke methods=directcopy` has run, and what that printed."""
     root = toy_project.make(tmp_path_factory.mktemp("finished") / "project")
+    (root / "results/reference/smoke/runs").mkdir(parents=True)
+    (root / "results/reference/smoke/runs/README").touch()
+    shutil.copy(plan.ROOT / ".gitignore", root)
+    git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    git(root, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message=all")
     code, output = toy_project.finish(root, *ONE)
     assert code == 0, output
     return root, output
+
+
+def git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout
 
 
 def markers(root: Path) -> dict[str, int]:
@@ -181,7 +193,15 @@ def test_a_person_can_follow(finished):
     assert "\n[5/5 " in output
     assert "03_pretrain              1 " in output  # the time that each part took
     assert "\n| 1 runs |\n" in output
-    assert output.rstrip().endswith("executed notebooks: results/smoke/notebooks")
+    *_, last, verdict = output.rstrip().splitlines()
+    assert last == "executed notebooks: results/smoke/notebooks"
+    assert verdict.startswith("results/smoke holds none of the preset's runs")  # held against the reference
+
+
+def test_a_run_leaves_the_checkout_as_it_was(finished):
+    root, _ = finished
+    assert git(root, "status", "--porcelain", "--", "results", ".snakemake", "dcopy", "profiles") == ""
+    assert "results/smoke/" in git(root, "status", "--porcelain", "--ignored")
 
 
 def test_cores_are_shared_among_the_notebooks_that_run_at_once(finished):

@@ -20,15 +20,31 @@ from ..data import ImageData
 from ..training import checkpoint, health
 from ..training.runs import FrozenEncoder, Run
 from ..training.step import Trainer
-from .probes import C_GRID, LABELS_PER_CLASS, knn_probe, label_efficiency, linear_probe, reference_probe
+from .probes import (
+    C_GRID,
+    LABELS_PER_CLASS,
+    SHARES,
+    knn_probe,
+    label_efficiency,
+    linear_probe,
+    reference_probe,
+)
+from .sgd_probe import LR_GRID, crop_features, sgd_probe
+
+LARGE = 200_000  # training images, from which on the linear probe is by SGD, on random crops
+HELD_OUT = 10_000  # of those, to choose its learning rate and C
+MOST_PIXELS = 128  # side of an image whose raw pixels are probed as they are
 
 
 class RawPixels(nn.Module):
     """The baseline without an encoder: the pixels themselves."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 -> (N, C H W) float32 in [0, 1]"""
-        return images.flatten(1).float() / 255
+        """(N, C, H, W) uint8 -> (N, C H W) float32 in [0, 1]; large images are first averaged to 16x16."""
+        images = images.float() / 255
+        if max(images.shape[2:]) > MOST_PIXELS:
+            images = nn.functional.adaptive_avg_pool2d(images, 16)
+        return images.flatten(1)
 
 
 def random_encoder(config: TrainConfig, channels: int) -> nn.Module:
@@ -58,8 +74,14 @@ def extract_features(
         raise ValueError("there are no images to extract features from")
     device, _ = hardware.choose(device)
     encoder = encoder.to(device).eval()
-    parts = [encoder(batch.to(device)).float().cpu() for batch in images.split(batch_size)]
-    return torch.cat(parts).numpy()
+    features, done = None, 0
+    for batch in images.split(batch_size):
+        own = encoder(batch.to(device)).float().cpu().numpy()
+        if features is None:
+            features = np.empty((len(images), own.shape[1]), np.float32)
+        features[done : done + len(own)] = own
+        done += len(own)
+    return features
 
 
 def cached_features(encoder: nn.Module, images: Tensor, folder: str | Path | None) -> np.ndarray:
@@ -74,20 +96,26 @@ def cached_features(encoder: nn.Module, images: Tensor, folder: str | Path | Non
         features = extract_features(encoder, images)
         with results.atomic(path) as temporary, open(temporary, "wb") as file:
             np.save(file, features, allow_pickle=False)
-    return np.load(path, allow_pickle=False)
+    return np.load(path, mmap_mode="r" if len(images) > LARGE else None, allow_pickle=False)
 
 
 def protocol(images: ImageData, draws: int = 20, k: int = 200) -> dict:
     """What a probe's numbers depend on besides the encoder; two probes with equal ones compare.
 
-    Numbers of labels that the smallest class does not have are left out.
+    Numbers of labels that the smallest class does not have are left out. Of more than LARGE images, 1 % and
+    10 % of the labels are taken, the same number of each class, in at most three draws.
     """
     smallest = int(images.train_labels.bincount(minlength=len(images.classes)).min())
+    numbers, by_sgd = LABELS_PER_CLASS, {}
+    if len(images.train) > LARGE:
+        numbers = [round(share * len(images.train) / len(images.classes)) for share in SHARES]
+        draws, by_sgd = min(draws, 3), {"linear": "SGD on random crops", "lr_grid": list(LR_GRID)}
     return {
         "draws": draws,
         "k": k,
         "C_grid": list(C_GRID),
-        "labels_per_class": [n for n in LABELS_PER_CLASS if n <= smallest],
+        **by_sgd,
+        "labels_per_class": [n for n in numbers if n <= smallest],
         "train": len(images.train),
         "test": len(images.test),
         "classes": len(images.classes),
@@ -112,9 +140,10 @@ def evaluate(
         cache: folder in which to keep the features.
 
     Returns:
-        linear (see `linear_probe`), knn (accuracy), label_efficiency (its last point, "all", is the
-        linear probe), reference (see `reference_probe`), feature_dim, encoder_fingerprint,
-        data_fingerprint (of images and labels), protocol, seconds.
+        linear (see `linear_probe`; with more than LARGE training images `sgd_probe`, on random crops), knn
+        (accuracy), label_efficiency (its last point, "all", is the linear probe), reference (see
+        `reference_probe`; None with so many images), feature_dim, encoder_fingerprint, data_fingerprint (of
+        images and labels), protocol, seconds.
 
     Raises:
         ValueError: the data set lacks labelled images of a split, a second class, or images of a class.
@@ -126,14 +155,19 @@ def evaluate(
     train_x = cached_features(encoder, images.train, cache)
     test_x = cached_features(encoder, images.test, cache)
     features = (train_x, train_y, test_x, test_y)
-    linear = linear_probe(*features)
+    large = len(images.train) > LARGE
+    if large:
+        crops, held_out = crop_features(encoder, images.train), HELD_OUT / len(images.train)
+        linear = sgd_probe(*features, crops=crops, validation=held_out)
+    else:
+        linear = linear_probe(*features)
     everything = {"labels_per_class": "all", "accuracy_mean": linear["accuracy"], "accuracy_std": 0.0}
-    few = label_efficiency(*features, labels_per_class=settings["labels_per_class"], draws=draws)
+    few = label_efficiency(*features, labels_per_class=settings["labels_per_class"], draws=settings["draws"])
     return {
         "linear": linear,
         "knn": knn_probe(*features, k=k),
         "label_efficiency": [*few, {**everything, "accuracies": [linear["accuracy"]]}],
-        "reference": reference_probe(*features),
+        "reference": None if large else reference_probe(*features),
         "feature_dim": train_x.shape[1],
         "encoder_fingerprint": checkpoint.fingerprint(encoder),
         "data_fingerprint": _fingerprint(images),

@@ -36,7 +36,7 @@ def probe_frame(probes: list[dict]) -> pd.DataFrame:
                 **{f"{number} a class": few.get(number) for number in counts},
                 "all labels": 100 * probe["linear"]["accuracy"],
                 "k-NN": 100 * probe["knn"],
-                PEEKS: 100 * probe["reference"]["best"],
+                PEEKS: 100 * (probe["reference"] or {"best": float("nan")})["best"],
             }
         )
     frame = pd.DataFrame(rows)
@@ -121,8 +121,9 @@ def summary_caption(outcomes: list[dict]) -> str:
     told = {name: dict.fromkeys(str(outcome["config"][name]) for outcome in outcomes) for name in names}
     told["precision"] = dict.fromkeys(map(results.precision, outcomes))
     dataset, encoder, width, epochs, batch_size, precision = (", ".join(values) for values in told.values())
+    wide = "" if width == "None" else f" of width {width}"
     return (
-        f"Test accuracy in percent, mean ± std over seeds; {dataset}: {encoder} of width {width}, "
+        f"Test accuracy in percent, mean ± std over seeds; {dataset}: {encoder}{wide}, "
         f"{epochs} epochs, batches of {batch_size}, in {precision}."
     )
 

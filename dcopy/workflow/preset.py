@@ -20,6 +20,7 @@ from pathlib import Path
 from .. import machine, results
 from . import cost, plan, presets
 from .cluster import SLURM, Executor, split
+from .mirror import Mirror
 from .outcome import clock, complain, cut_off, report, report_failures, say
 
 TRIGGERS = ("mtime", "params", "input")  # of a rerun; mtime counts where the content differs as well
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.dry_run:
             return dry_run(given, jobs, folder)
         check_writable(folder)
-        with results.locked(folder):
+        with results.locked(folder), mirrored(folder, given.mirror):
             return run(given, jobs, folder)
     except (OSError, ValueError) as error:
         complain(machine.explain(error))
@@ -64,6 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
         name = signal.Signals(stopped.number).name
         say(f"Stopped by {name}; what was trained is saved. The same command goes on from here.")
         return 128 + stopped.number
+
+
+def mirrored(folder: Path, place: Path | None):
+    """A copy of the folder follows it in `place`, if one was asked for."""
+    return Mirror(folder, results.resolve(place) / folder.name) if place else contextlib.nullcontext()
 
 
 def fingerprints(given: argparse.Namespace) -> list[str]:
@@ -122,6 +128,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--profile", type=Path, metavar="DIR", help="the same with another profile of Snakemake's")
     add("--list", action="store_true", help="list the presets")
     add("--results", metavar="DIR", help="folder of all results; default: $DCOPY_RESULTS, else results")
+    add(
+        "--mirror",
+        type=Path,
+        metavar="DIR",
+        help="a folder, such as on a mounted Drive, that results are copied to, and come back from",
+    )
     add("--check", action="store_true", help=argparse.SUPPRESS)  # refuse wrong words, run nothing
     given = parser.parse_intermixed_args(arguments)
     if given.jobs is None and not given.profile:

@@ -17,6 +17,13 @@ QUICK_METHODS = (
     {"method": "none"},
 )
 
+CORE_METHODS = (
+    {"method": "directcopy"},
+    {"method": "directpred"},
+    {"method": "linear"},
+    {"method": "none"},
+)
+
 PAPER_METHODS = (  # rows of the paper's Table 1
     {"method": "directcopy"},
     {"method": "directpred"},
@@ -160,12 +167,7 @@ PRESETS = {
     ),
     "cifar100-small": Preset(
         "CIFAR-100 without a GPU: the same network, four methods, 3 seeds (2.5 hours on 2 cores, estimated)",
-        variants=(
-            {"method": "directcopy"},
-            {"method": "directpred"},
-            {"method": "linear"},
-            {"method": "none"},
-        ),
+        variants=CORE_METHODS,
         shared={"dataset": "cifar100", "epochs": 16, **SMALL},
         seeds=3,
         notebooks={"04_linear_probe": {}, "05_paper_tables": {}},
@@ -177,6 +179,12 @@ PRESETS = {
         shared={"dataset": "cifar10", "epochs": 6, **SMALL},
         seeds=3,
         notebooks={"04_linear_probe": {}, "06_ablations": {}},
+    ),
+    "colab": Preset(
+        "CIFAR-10 in a free session of Colab: four methods, 24 epochs in fp16 (an hour on a T4, estimated)",
+        variants=CORE_METHODS,
+        shared={"dataset": "cifar10", "epochs": 24, "precision": "fp16"},
+        notebooks={"04_linear_probe": {}, "05_paper_tables": {}},
     ),
     "cifar10": paper_preset("cifar10", "CIFAR-10"),
     "cifar100": paper_preset("cifar100", "CIFAR-100"),

@@ -1,5 +1,6 @@
 """Colab: installing dcopy there replaces nothing, and the notebooks run with what is there."""
 
+import itertools
 import os
 import re
 import shutil
@@ -7,9 +8,11 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from helpers import small
 
 from dcopy.workflow.plan import ROOT
 
@@ -41,7 +44,6 @@ INSTALLED = [
     "tqdm",
     "packaging",
 ]
-NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 RUN_ALL = """
 import sys, nbclient, nbformat
 notebook = nbformat.read(sys.argv[1], as_version=4)
@@ -128,15 +130,33 @@ def test_installing_dcopy_changes_no_package_that_is_there(bare, listed, wheel):
     assert re.findall(r"Would install (.*)", said) == [f"dcopy-{wheel.name.split('-')[1]}"]
 
 
-@pytest.mark.system
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_run_all_works_on_colab(colab, name):
-    """In reading order and in one folder, as one session after the other would."""
+@pytest.fixture(scope="session")
+def executed(colab) -> dict[str, subprocess.CompletedProcess]:
+    """All notebooks, in small and in one folder: theory beside those that train or read, both in order."""
     python, content = colab
-    path = content / name
-    shutil.copy(ROOT / "notebooks" / name, path)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "DCOPY"))}
-    command = [python, "-c", RUN_ALL, str(path), str(content)]
-    done = subprocess.run(command, cwd=content, env=clean, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "device: " in path.read_text(encoding="utf-8")
+
+    def run(names: list[str]) -> dict[str, subprocess.CompletedProcess]:
+        command = [python, "-c", RUN_ALL]
+        return {
+            name: subprocess.run(
+                [*command, str(small.write(name, content)), str(content)],
+                cwd=content,
+                env=clean,
+                capture_output=True,
+                text=True,
+            )
+            for name in names
+        }
+
+    theory = [name for name in small.NOTEBOOKS if name[:2] in ("01", "02", "08")]
+    with ThreadPoolExecutor() as two:
+        done = two.map(run, (theory, [name for name in small.NOTEBOOKS if name not in theory]))
+    return dict(itertools.chain.from_iterable(part.items() for part in done))
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", small.NOTEBOOKS)
+def test_run_all_works_on_colab(colab, executed, name):
+    assert executed[name].returncode == 0, executed[name].stderr[-3000:]
+    assert "device: " in (colab[1] / f"{name}.ipynb").read_text(encoding="utf-8")

@@ -35,7 +35,8 @@ PRESETS = {
             "04_linear_probe": {"draws": 2},
             "05_paper_tables": {},
         },
-    )
+    ),
+    "one": Preset("a run and its probe", variants=({"method": "directcopy"},), shared={"epochs": 2}),
 }
 """
 PRETRAIN = """
@@ -82,7 +83,7 @@ def write_notebook(path: Path, parameters: str, *cells: str, kernel: str = "no-s
 
 
 def make(root: Path) -> Path:
-    """The checkout in `root`: the library copied, and one preset over five notebooks."""
+    """The checkout in `root`: the library copied, and presets over its five notebooks."""
     shutil.copytree(ROOT / "dcopy", root / "dcopy", ignore=shutil.ignore_patterns("bench"))
     (root / "dcopy" / "bench.py").write_text("raise ImportError('no steps are timed in miniature')")
     with open(root / "dcopy" / "workflow" / "presets.py", "a", encoding="utf-8") as presets:

@@ -1,0 +1,119 @@
+"""A copy of results on another disk: it follows, comes back, and is never a reason to stop."""
+
+import shutil
+import threading
+
+import pytest
+from helpers import toy_project
+
+from dcopy.workflow import mirror
+from dcopy.workflow.mirror import Mirror
+
+
+@pytest.fixture
+def places(tmp_path):
+    local, drive = tmp_path / "local", tmp_path / "drive"
+    for name in ("runs/a/metrics.jsonl", "runs/a/checkpoint.safetensors", "tables/t.md", ".done/a.json"):
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        (local / name).write_text(name)
+    drive.mkdir()
+    return local, drive / "quick"
+
+
+def contents(folder) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_what_is_copied_comes_back_with_its_times(places):
+    local, remote = places
+    for name in (".lock", "features/f.npy", "runs/a/.0a.tmp", ".snakemake/log"):
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        (local / name).touch()
+    with Mirror(local, remote):
+        (local / "tables/t.md").write_text("newer")
+    expected = contents(remote)
+    assert expected.keys() == {
+        "runs/a/metrics.jsonl",
+        "runs/a/checkpoint.safetensors",
+        "tables/t.md",
+        ".done/a.json",
+    }
+    assert expected["tables/t.md"] == "newer"
+    times = {name: (local / name).stat().st_mtime_ns for name in expected}
+    shutil.rmtree(local)
+    (local / "tables").mkdir(parents=True)
+    (local / "tables/t.md").write_text("what is here stays")
+    with Mirror(local, remote):
+        pass
+    assert contents(local) == contents(remote) == expected | {"tables/t.md": "what is here stays"}
+    del times["tables/t.md"]
+    assert times == {name: (local / name).stat().st_mtime_ns for name in times}
+
+
+def test_a_lost_mount_is_told_once_and_caught_up_with_when_it_is_back(places, capsys):
+    local, remote = places
+    follower = Mirror(local, remote)
+    follower.send()
+    drive, away = remote.parent, remote.parent.with_name("away")
+    drive.rename(away)
+    (local / "tables/t.md").write_text("meanwhile")
+    follower.send()
+    follower.send()
+    assert not drive.exists()  # nothing is written where the mount was
+    away.rename(drive)
+    follower.send()
+    assert contents(remote) == contents(local)
+    lost, back = capsys.readouterr().out.splitlines()
+    assert "is lost (" in lost and back.endswith("is back, and has everything")
+
+
+@pytest.mark.parametrize("broken", ["metrics.jsonl", "checkpoint.safetensors"])
+def test_metrics_are_never_behind_the_checkpoint(places, monkeypatch, broken):
+    """A run goes on from a checkpoint and the epochs up to it."""
+    local, remote = places
+    follower, copy = Mirror(local, remote), mirror.copy
+    follower.send()
+    for name in ("metrics.jsonl", "checkpoint.safetensors"):
+        (local / "runs/a" / name).write_text("next epoch")
+
+    def fail(source, target):
+        if target.name == broken:
+            raise OSError("no space left")
+        copy(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "copy", fail)
+        follower.send()
+    assert contents(remote)["runs/a/checkpoint.safetensors"] != "next epoch"
+    follower.send()
+    assert contents(remote) == contents(local)
+
+
+def test_a_mount_that_hangs_holds_nothing_up(places, monkeypatch, capsys):
+    local, remote = places
+    forever = threading.Event()
+    monkeypatch.setattr(mirror, "files", lambda folder: forever.wait() and [])
+    with Mirror(local, remote, seconds=0, patience=0.1):
+        pass
+    said = capsys.readouterr().out
+    assert "does not answer" in said and "not everything was copied" in said
+    forever.set()
+
+
+def test_a_folder_that_is_not_there_is_refused(places):
+    local, remote = places
+    with pytest.raises(ValueError, match=r"^mirror='.*nowhere' is not allowed; it must be a folder"):
+        Mirror(local, remote.parent / "nowhere" / "quick")
+
+
+def test_a_lost_session_goes_on_from_its_mirror(tmp_path):
+    root, drive = toy_project.make(tmp_path / "project"), tmp_path / "drive"
+    drive.mkdir()
+    code, output = toy_project.finish(root, "one", "--mirror", str(drive))
+    assert code == 0, output
+    shutil.rmtree(root / "results")
+    code, output = toy_project.finish(root, "one", "--mirror", str(drive))
+    assert code == 0 and f"files have come back from {drive / 'one'}" in output
+    assert "2 notebooks to execute, 2 of them done before" in output

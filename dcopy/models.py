@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 
 import torch
 import torchvision
@@ -11,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import StochasticDepth
 
-from .config import TrainConfig
+from .config import TrainConfig, parse_options
 
 
 class ConvNet(nn.Module):
@@ -210,3 +211,10 @@ def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
     its own forward passes (as in `facebookresearch/luckmatters:ssl/real-dataset/byol_trainer.py`).
     """
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)
+
+
+if __name__ == "__main__":  # `workflow.preset` asks before it starts, since it plans without torch
+    try:
+        check_names(TrainConfig.from_dict(parse_options(sys.argv[1:])))
+    except ValueError as problem:
+        sys.exit(str(problem))

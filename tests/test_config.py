@@ -240,3 +240,23 @@ def test_simsiam_has_no_momentum():
     for field in ({"ema": 0.9}, {"target_start": "random"}):
         with pytest.raises(ValueError, match="with method=simsiam"):
             TrainConfig(method="simsiam", **field)
+
+
+def test_an_option_chooses_the_variants_that_have_its_value_or_changes_all():
+    """No variant keeps a value of its own in silence."""
+    assert {run.epochs for run in with_options(presets.get("imagenet"), ["epochs=100"]).runs()} == {100}
+    assert {run.lr for run in with_options(presets.get("imagenet"), ["epochs=100"]).runs()} == {7.2}
+    assert {run.freq for run in with_options(presets.get("cifar10"), ["freq=2"]).runs()} == {2}
+    assert {run.epochs for run in with_options(presets.get("imagenet"), ["epochs=5"]).runs()} == {5}
+
+
+def test_the_presets_of_imagenet_are_the_two_published_settings():
+    """Tian et al. 2021, Table 9; a run by SGD has nothing of the recipe's LARS left."""
+    for run in presets.get("imagenet-60").runs():
+        assert (run.optimizer, run.batch_size, run.lr, run.epochs) == ("sgd", 256, 0.05, 60)
+        assert (run.weight_decay, run.decay, run.warmup, run.symmetric_loss) == (1e-4, "all", 0, False)
+        assert (run.lr_schedule, run.ema, run.ema_schedule) == ("cosine", 0.99, "cosine")
+    for run in presets.get("imagenet").runs():
+        assert (run.optimizer, run.batch_size, run.warmup, run.symmetric_loss) == ("lars", 4096, 10, True)
+        assert (run.weight_decay, run.decay, run.heads) == (1e-6, "weights", "byol")
+        assert run.lr == pytest.approx({100: 7.2, 300: 4.8}[run.epochs])

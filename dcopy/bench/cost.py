@@ -17,6 +17,7 @@ from ..data import listing
 from ..training.step import Trainer
 from .bench import step_parts
 
+READ_FROM_DISK = ("imagenet", "imagenette")  # batch by batch
 PIXELS = {"cpu": 2**15, "cuda": 2**22}  # of the images in a trial's batch, at most
 
 
@@ -39,8 +40,11 @@ def measure(config: TrainConfig) -> dict:
     """
     device, precision = hardware.choose(None, config.precision)
     most = PIXELS.get(device.type, PIXELS["cpu"]) // config.image_size**2
-    trial = dataclasses.replace(config, batch_size=max(2, min(config.batch_size, most)))
+    parts = min(config.accumulate, 2)  # that the trial's batch is computed in
+    size = max(2 * parts, min(config.batch_size, most) // parts * parts)
+    trial = dataclasses.replace(config, batch_size=size, accumulate=parts)
     times = config.batch_size / trial.batch_size
+    larger = times * parts / config.accumulate  # how many times as many images are in memory at once
     step = step_parts(trial, device, steps=3, warmup=1, compile=False)
     count, memory = images(config), step["memory"]
     channels = 1 if config.dataset == "digits" else 3
@@ -57,8 +61,8 @@ def measure(config: TrainConfig) -> dict:
         "steps": count // config.batch_size,
         "seconds": times * step["ms"] / 1e3,
         "memory": (peak or memory["estimate"])
-        + int((times - 1) * memory["activations"])
-        + count * channels * config.image_size**2,
+        + int((larger - 1) * memory["activations"])
+        + (0 if config.dataset in READ_FROM_DISK else count * channels * config.image_size**2),
         "disk": 2 * (state + momentum),
         "trial": trial.batch_size,
         "device": hardware.name(device),

@@ -1,4 +1,4 @@
-"""What others have published, and our own runs beside it: Table 1 of the paper, and ImageNet.
+"""What others have published, and our own runs beside it: Table 1 of the paper.
 
 A number that was recalled, not read in its source, carries a dagger wherever it is shown.
 """
@@ -18,7 +18,6 @@ from .tables import PEEKS, PEEKS_NOTE, UNCONVERGED, unconverged_notes
 
 DATASETS = {"stl10": "STL-10", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 EPOCHS = (100, 300, 500)
-IMAGENET = ("batch 256 SGD one-sided", "batch 4096 LARS symmetric")  # settings of Tian et al., Table 9
 FREE = ("dataset", "method", "epochs", "freq", "seed", "precision", "target_start")  # all else: defaults
 RECALLED = "†"
 NOT_RUN = "not run"
@@ -238,19 +237,3 @@ def with_std(value: float | None, std: float | None, recalled: bool | None = Fal
         return ""
     text = f"{value:.1f}" if std is None else f"{value:.2f} ± {std:.2f}"
     return text + RECALLED * bool(recalled)
-
-
-def imagenet(published: list[dict]) -> tuple[list[dict], list[str]]:
-    """Rows and notes: ResNet-50 in the settings of Tian et al., Table 9; of ours none has been run."""
-    rows: dict[tuple, dict] = {}  # by setting and method
-    for row in published:
-        if row["dataset"] == "imagenet" and row["setting"] in IMAGENET:
-            cell = {"setting": row["setting"], "epochs": row["epochs"], "method": row["method"]}
-            cell |= {"top-1": "—", "top-5": "—", "source": row["origin"], "here": NOT_RUN}
-            metric = row["metric"].removeprefix("linear ").removesuffix(" %")
-            cell = rows.setdefault((row["setting"], row["method"]), cell)
-            cell[metric] = with_std(row["value"], row["std"], row["recalled"])
-    missing = ", ".join(label for label in LISTED if label not in {method for _, method in rows})
-    notes = ["Linear probe, accuracy in percent, as published; T9 is Table 9 of arXiv 2102.06810."]
-    notes += [f"published.csv lists no number for {missing}."] * bool(missing)
-    return sorted(rows.values(), key=lambda row: IMAGENET.index(row["setting"])), notes

@@ -99,7 +99,13 @@ def pretrain(
             return finished
         group.first(lambda: begin(config, folder, fingerprint, len(images)))
         loop = _Loop(config, folder, images, fingerprint, device, compile, group)
-        loop.run(60 * checkpoint_minutes, stop_after, progress)
+        try:
+            loop.run(60 * checkpoint_minutes, stop_after, progress)
+        except torch.OutOfMemoryError:
+            raise ValueError(
+                f"batch_size={config.batch_size} does not fit in the memory of {device}; "
+                f"accumulate={2 * config.accumulate} computes it in parts, and several GPUs share it"
+            ) from None
         return group.first(lambda: load_run(folder))
 
 

@@ -104,7 +104,8 @@ def training_lines(wanted: list[Training], taken: dict[TrainConfig, dict], at_a_
         f"steps: {sum(steps):,} in {seeds} runs",
         f"time of training: {time}, longest {short(max(hours))}",
         f"memory of a job: {short(max(own['memory'] for own in cost) / 1e9)} GB",
-        f"disk: {short(disk / 1e9)} GB of checkpoints, and the data set itself",
+        f"disk: {short(disk / 1e9)} GB of checkpoints, and the data set itself"
+        + ", and 22 to 40 GB of its images made smaller" * ("imagenet" in images),
         f"These are estimates: {timed}.",
     ]
 

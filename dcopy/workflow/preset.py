@@ -38,9 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     place = results.resolve(given.results) if given.results else results.root()
     folder = Path(plan.shortest(place / given.preset))
     try:
-        given.words = {}
-        if given.profile:
-            given.options, given.words = split(given.options)
+        ours = [word for word in given.options if given.profile or word.startswith("gpus=")]
+        rest = [word for word in given.options if word not in ours]
+        given.options, given.words = split(ours)
+        given.options += rest
         jobs = plan.jobs(given.preset, given.options, str(folder))
         for job in jobs:
             plan.check(Path("notebooks", f"{job.notebook}.ipynb"), job.parameters)
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     machine.on_signals(stop_at_once)
     try:
+        check_models(given)
         given.options += fingerprints(given)
         jobs = plan.jobs(given.preset, given.options, str(folder))
         if given.dry_run:
@@ -93,6 +95,17 @@ def fingerprints(given: argparse.Namespace) -> list[str]:
     return [f"data_fingerprint={found}"] if found else []
 
 
+def check_models(given: argparse.Namespace) -> None:
+    """Raise ValueError where a run needs a model, or a library, that is not here, before anything runs."""
+    runs = presets.with_options(presets.get(given.preset), given.options).runs()
+    needed = {(run.encoder, run.optimizer) for run in runs if run.library or run.optimizer == "lars"}
+    for encoder, optimizer in sorted(needed):
+        command = [sys.executable, "-m", "dcopy.models", f"encoder={encoder}", f"optimizer={optimizer}"]
+        answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=utf8())
+        if answer.returncode:
+            raise ValueError(answer.stderr.strip().splitlines()[-1])
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asked for it; what was under way is saved."""
 
@@ -123,7 +136,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_const",
         const=SLURM,
         help="each notebook is a job of Slurm's, as profiles/slurm says; options may then be partition=NAME, "
-        "account=NAME, time=4h, memory=16G, cores=4, gpus=8 (on a node) and nodes=2 (for a run), too",
+        "account=NAME, time=4h, memory=16G, cores=4, gpus=8 (on a node) and nodes=2 (for a run), too; gpus=8 "
+        "alone goes without Slurm",
     )
     add("--profile", type=Path, metavar="DIR", help="the same with another profile of Snakemake's")
     add("--list", action="store_true", help="list the presets")
@@ -182,6 +196,9 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
         say(f"{where}. Ctrl-C stops; the same command goes on.")
         if left := executor.cancel():
             say(f"{left} jobs of a start that was killed were still there; they have saved and stopped.")
+        if any(job.parameters.get("dataset") == "imagenet" for job in todo):  # weeks, so not without a word
+            for line in cost.estimate(jobs, todo, given.preset, given.jobs or 1, threads(given)):
+                say(line)
         for job in todo:
             Path(job.marker).unlink(missing_ok=True)
         command = [*snakemake(given, folder), "--keep-going", "--scheduler", "greedy", *executor.arguments]

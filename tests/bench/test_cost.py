@@ -39,3 +39,14 @@ def test_images_are_counted_without_reading_them(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert cost.images(TrainConfig(dataset=f"folder:{tmp_path}")) == 3
+
+
+def test_a_batch_in_parts_is_tried_in_parts_and_needs_the_memory_of_one(monkeypatch):
+    monkeypatch.setattr(cost, "PIXELS", {"cpu": 8 * 16 * 16})
+    step = {"ms": 10.0, "memory": {"activations": 10**9, "measured": 0, "estimate": 0}}
+    tried = []
+    monkeypatch.setattr(cost, "step_parts", lambda trial, *_, **options: tried.append(trial) or step)
+    whole, parts = (cost.measure(tiny_config(batch_size=64, accumulate=k)) for k in (1, 16))
+    assert [(trial.batch_size, trial.accumulate) for trial in tried] == [(8, 1), (8, 2)]
+    assert whole["seconds"] == parts["seconds"] == pytest.approx(0.08)
+    assert whole["memory"] - parts["memory"] == pytest.approx(7e9, rel=0.01)  # 64 images at once, and 4

@@ -9,7 +9,7 @@ import pytest
 
 from dcopy import results
 from dcopy.config import TrainConfig
-from dcopy.report import plotting, published, tables
+from dcopy.report import plotting, published, table2, tables
 
 
 @pytest.fixture(scope="module")
@@ -253,23 +253,11 @@ def test_the_figure_sets_two_protocols_of_ours_apart_and_draws_the_published_num
     plt.close(figure)
 
 
-def test_imagenet_has_two_settings_and_none_of_ours(reference):
-    rows, notes = published.imagenet(reference)
-    assert {(row["setting"], row["epochs"]) for row in rows} == {
-        ("batch 256 SGD one-sided", 60),
-        ("batch 4096 LARS symmetric", 300),
-    }
-    assert {row["here"] for row in rows} == {"not run"}
-    (pred,) = cells(rows, method="DirectPred", epochs=300)
-    assert (pred["top-1"], pred["top-5"]) == ("72.4", "91.0")
-    assert any("no number for DirectCopy" in note for note in notes)
-
-
 def written(reference, folder) -> list:
     rows = published.table1(reference, {})
     rows[0] |= {"here": 78.0, "here_std": 0.25, "n": 5, "difference": 0.2, "protocol": "sklearn, bf16, copy"}
     rows[0] |= {"here_peeking": 78.5, "here_peeking_std": 0.25, "difference_peeking": 0.7, "not_converged": 1}
-    imagenet, notes = published.imagenet(reference)
+    imagenet, notes = table2.rows(reference), table2.notes(reference)
     notes1 = published.notes(rows)
     tables.write_table(published.shown(rows), folder / "table1", "5 % of A & B_1", notes1, data=rows)
     tables.write_table(pd.DataFrame(imagenet), folder / "imagenet", "ImageNet", notes)

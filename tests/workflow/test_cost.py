@@ -67,3 +67,19 @@ def test_other_notebooks_take_what_their_executed_copies_took(tmp_path, monkeypa
     assert found[1].startswith(
         "not estimated, since no executed copy tells: 02_sample_complexity, 05_paper_tables"
     )
+
+
+def test_imagenet_is_planned_without_its_images():
+    """Steps from the recipe; its disk is named, since it is the larger part."""
+    jobs = plan.jobs("imagenet", ["methods=directcopy", "epochs=100"], "results/imagenet")
+    wanted = cost.trainings(jobs, jobs)
+    assert {one.config.batch_size for one in wanted} == {4096} and len({one.alike for one in wanted}) == 1
+    own = TAKEN | {"images": 1_281_167, "steps": 312}
+    found = cost.training_lines(wanted, {one.alike: own for one in wanted}, 1)
+    assert "images: 1,281,167 of imagenet" in found and "steps: 62,400 in 2 runs" in found
+    assert any("22 to 40 GB of its images made smaller" in line for line in found)
+
+
+def test_presets_of_other_epochs_and_schedules_start_anew():
+    """300 epochs are no continuation of 100 where a cosine ends with them."""
+    assert all(job.after is None for job in plan.jobs("imagenet", [], "results/imagenet"))

@@ -409,3 +409,15 @@ def test_checkout_results_and_photos_may_have_any_name_and_other_photos_are_othe
     (photos / ODD).rename(tmp_path / "elsewhere.png")
     code, output = toy_project.finish(root, *words)
     assert code == 2 and "holds no images in a known layout" in output.splitlines()[-1]
+
+
+def test_a_model_that_does_not_exist_is_refused_before_anything_runs():
+    given = preset.parse(["quick", "encoder=timm:vit_smal_patch16_224"])
+    with pytest.raises(ValueError, match="is not a model of timm; names near it: vit_small_patch16_224"):
+        preset.check_models(given)
+
+
+def test_gpus_share_a_run_without_slurm_too(tmp_path):
+    given = preset.parse(["quick", "seeds=1"])
+    given.options, given.words = ["seeds=1"], {"gpus": 8}
+    assert "processes=8" in preset.snakemake(given, tmp_path)

@@ -1,15 +1,18 @@
-"""Holds a run against the committed reference, or makes it the reference.
+"""Holds a run against the committed reference, makes it the reference, or shows it as pages.
 
     python -m dcopy.report check [PRESET] [name=value ...]
     python -m dcopy.report adopt PRESET [name=value ...]
+    python -m dcopy.report site [PRESET] [name=value ...]
 
-These are the commands behind `bash run_all.sh check` and `bash run_all.sh adopt`.
+These are the commands behind `bash run_all.sh check`, `adopt` and `site`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,10 +27,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     about = {
         "check": "is a run a reproduction of the reference? number by number; exit code 0 if it is",
         "adopt": "make a finished run, or the records in bench or comparison, the reference",
+        "site": "make the pages of a preset anew: of your own run, or of the reference where there is none",
     }
     for name, text in about.items():
         command = commands.add_parser(name, help=text, description=text)
-        optional = {"nargs": "?", "default": "quick"} if name == "check" else {}
+        optional = {"nargs": "?", "default": "quick"} if name != "adopt" else {}
         command.add_argument("preset", metavar="PRESET", **optional)
         command.add_argument("options", nargs="*", metavar="name=value", help="as the preset was run with")
         command.add_argument("--results", metavar="DIR", help="folder of all results")
@@ -78,6 +82,22 @@ def adopt(name: str, options: list[str], root: Path) -> int:
     return 0
 
 
+def site(preset: str, options: list[str], root: Path) -> int:
+    from .site import build
+
+    page = build.build(preset, options, root / preset)
+    say(f"page: {plan.shortest(page)}{opened_by(page)}")
+    return 0
+
+
+def opened_by(page: Path) -> str:
+    """How to open a page where there is a desktop, else ''."""
+    command = "open" if sys.platform == "darwin" else "xdg-open"
+    desktop = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    shown = shlex.quote(plan.shortest(page))
+    return f" (`{command} {shown}` opens it)" if desktop and shutil.which(command) else ""
+
+
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     os.chdir(plan.ROOT)
@@ -85,6 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.command == "check":
             return check(given.preset, given.options, root, given.brief)
+        if given.command == "site":
+            return site(given.preset, given.options, root)
         return adopt(given.preset, given.options, root)
     except (OSError, ValueError) as error:
         print(machine.explain(error), file=sys.stderr)

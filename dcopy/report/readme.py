@@ -194,15 +194,22 @@ def origin(folder: Path) -> str:
     lines = []
     shown = (path for path in folder.glob("*") if path.name in SHOWN or published.own_runs([path]))
     for preset in sorted(shown):
-        outcomes = [results.read_json(path) for path in preset.glob("runs/*/result.json")]
-        if outcomes:
-            probes = [results.read_json(path) for path in preset.glob("runs/*/probe.json")]
-            last = max(record["finished"] for record in (*outcomes, *probes))
-            lines.append(
-                f"- `{preset.name}`: {len(outcomes)} runs of commit {_all(outcomes, 'commit')} on "
-                f"{_all(outcomes, 'device')}, probed by {_all(probes, 'commit')}; the last file is of {last}."
-            )
+        if line := origin_of(preset):
+            lines.append(f"- {line}")
     return "\n".join(["The numbers are from:", "", *lines] if lines else ["No run has finished yet."])
+
+
+def origin_of(preset: Path) -> str:
+    """The runs of a preset, their commits and devices, and the date of the last file; '' without a run."""
+    outcomes = [results.read_json(path) for path in preset.glob("runs/*/result.json")]
+    if not outcomes:
+        return ""
+    probes = [results.read_json(path) for path in preset.glob("runs/*/probe.json")]
+    last = max(record["finished"] for record in (*outcomes, *probes))
+    return (
+        f"`{preset.name}`: {len(outcomes)} runs of commit {_all(outcomes, 'commit')} on "
+        f"{_all(outcomes, 'device')}, probed by {_all(probes, 'commit')}; the last file is of {last}."
+    )
 
 
 def _all(records: list[dict], key: str) -> str:
@@ -272,15 +279,17 @@ def _claim(claim: Claim, quick: Path, repository: str | None) -> dict:
         "claim": claim.statement,
         "notebook": f"[{claim.notebook[:2]}]({path})" + (f", [Colab]({link})" if link else ""),
         "paper": claim.paper,
-        "here": _here(claim, quick) or published.NOT_RUN,
+        "here": here(claim, quick) or published.NOT_RUN,
         "time": _time(claim.notebook, quick),
     }
 
 
-def _here(claim: Claim, quick: Path) -> str:
+def here(claim: Claim, quick: Path) -> str:
+    """What a preset's files say of a claim; '' where it was not run."""
     if claim.column:
         methods = {row["method"]: row for row in _csv(quick / "tables" / f"{claim.table}.csv")}
-        return ", ".join(f"{name} {methods[name][claim.column]}" for name in claim.methods if name in methods)
+        found = {name: methods.get(name, {}).get(claim.column) for name in claim.methods}
+        return ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
     rows = _csv(quick / "theory" / "claims.csv")
     own = [row for row in rows if int(row["claim"]) in claim.theory]
     if claim.measured:

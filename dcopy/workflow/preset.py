@@ -122,7 +122,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="bash run_all.sh",
         description="Set up what is missing, then run a preset of notebooks. What is finished is skipped.",
         epilog="bash run_all.sh test [...] runs the tests; its arguments go to pytest. bash run_all.sh check "
-        "[PRESET] holds a run against the reference, and adopt PRESET makes it the reference.",
+        "[PRESET] holds a run against the reference, adopt PRESET makes it the reference, and site [PRESET] "
+        "makes its pages anew.",
     )
     add = parser.add_argument
     add("preset", nargs="?", default="quick", metavar="PRESET", help="default: quick; --list shows all")
@@ -214,7 +215,21 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
     elif (results.reference() / given.preset / "runs").is_dir():
         command = [sys.executable, "-m", "dcopy.report", "check", given.preset, *given.options, "--brief"]
         subprocess.run([*command, "--results", folder.parent], env=utf8())  # it says what came of it
+    if todo or not (folder / "site" / "index.html").exists():
+        make_site(given, folder)
     return code
+
+
+def make_site(given: argparse.Namespace, folder: Path) -> None:
+    """Show the preset as pages. If that fails, one line says so; all else is done and stays."""
+    command = [sys.executable, "-m", "dcopy.report", "site", given.preset, *given.options]
+    captured = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "env": utf8()}
+    answer = subprocess.run([*command, "--results", folder.parent], **captured)
+    if answer.returncode:
+        reason = (answer.stderr.strip() or f"exit code {answer.returncode}").splitlines()[-1]
+        complain(f"no page was made: {reason}; `bash run_all.sh site {given.preset}` tries it again")
+    else:
+        say(answer.stdout.strip())
 
 
 def local(given: argparse.Namespace) -> str:

@@ -60,6 +60,17 @@ Path(results_dir, "tables", "methods.md").write_text(f"| {len(runs)} runs |")
 """
 
 
+SITE = """
+def build(preset, options, folder):
+    if (folder / "no-site").exists():
+        raise RuntimeError("the pages cannot be made")
+    (folder / "site").mkdir(exist_ok=True)
+    page = folder / "site" / "index.html"
+    page.write_text(" ".join([preset, *options]))
+    return page
+"""
+
+
 def write_notebook(path: Path, parameters: str, *cells: str, kernel: str = "no-such-kernel") -> Path:
     """A notebook with a parameters cell and these code cells, made for a kernel that is not here."""
 
@@ -84,8 +95,10 @@ def write_notebook(path: Path, parameters: str, *cells: str, kernel: str = "no-s
 
 def make(root: Path) -> Path:
     """The checkout in `root`: the library copied, and presets over its five notebooks."""
-    shutil.copytree(ROOT / "dcopy", root / "dcopy", ignore=shutil.ignore_patterns("bench"))
+    shutil.copytree(ROOT / "dcopy", root / "dcopy", ignore=shutil.ignore_patterns("bench", "site"))
     (root / "dcopy" / "bench.py").write_text("raise ImportError('no steps are timed in miniature')")
+    (root / "dcopy" / "report" / "site").mkdir()
+    (root / "dcopy" / "report" / "site" / "build.py").write_text(SITE)
     with open(root / "dcopy" / "workflow" / "presets.py", "a", encoding="utf-8") as presets:
         presets.write(PRESETS)
     for name in ("Snakefile", "pyproject.toml", "requirements.lock", "run_all.sh"):

@@ -193,9 +193,25 @@ def test_a_person_can_follow(finished):
     assert "\n[5/5 " in output
     assert "03_pretrain              1 " in output  # the time that each part took
     assert "\n| 1 runs |\n" in output
-    *_, last, verdict = output.rstrip().splitlines()
+    *_, last, verdict, page = output.rstrip().splitlines()
     assert last == "executed notebooks: results/smoke/notebooks"
     assert verdict.startswith("results/smoke holds none of the preset's runs")  # held against the reference
+    assert page.startswith("page: results/smoke/site/index.html")
+
+
+def test_a_site_that_fails_costs_a_line_and_nothing_else(finished):
+    root, _ = finished
+    page, wrench = root / "results/smoke/site/index.html", root / "results/smoke/no-site"
+    page.unlink()
+    wrench.touch()
+    try:
+        code, output = toy_project.finish(root, *ONE)
+        (line,) = [line for line in output.splitlines() if "page" in line]
+        assert code == 0 and "RuntimeError: the pages cannot be made; `bash run_all.sh site smoke`" in line
+    finally:
+        wrench.unlink()
+    code, output = toy_project.finish(root, *ONE)
+    assert code == 0 and page.read_text() == "smoke methods=directcopy"
 
 
 def test_a_run_leaves_the_checkout_as_it_was(finished):

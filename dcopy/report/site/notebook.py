@@ -1,0 +1,78 @@
+"""An executed notebook as a page: its code folded, its formulas as MathML, nothing fetched."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+import nbformat
+from latex2mathml.converter import convert
+from nbconvert.exporters import HTMLExporter
+from nbconvert.filters import markdown_mistune as mistune
+
+TEMPLATES = Path(__file__).parent
+HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)(?:<a class="anchor-link".*?</a>)?</h2>', re.S)
+# What a browser can show by itself, the best first. Widgets need a kernel.
+SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
+LONGEST = 12  # lines of a log that is shown unfolded
+
+
+class Renderer(mistune.IPythonRenderer):
+    """Markdown with TeX, as HTML with MathML."""
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body, "inline")
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, "block")
+
+
+def mathml(tex: str, display: str) -> str:
+    """A formula, or its source where it cannot be converted.
+
+    >>> mathml("x^2", "inline")[:40]
+    '<math xmlns="http://www.w3.org/1998/Math'
+    """
+    tex = re.sub(r"\\(mathbb|mathrm|mathcal) (\w)", r"\\\1{\2}", tex.strip())  # which it reads only so
+    try:
+        return convert(tex, display=display)
+    except Exception:  # whatever a person may have typed
+        return f"<code>{html.escape(tex)}</code>"
+
+
+def markdown(source: str) -> str:
+    """
+    >>> markdown("# Title")
+    '<h1 id="Title">Title<a class="anchor-link" href="#Title">¶</a></h1>\\n'
+    """
+    return mistune.MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
+
+
+class Exporter(HTMLExporter):
+    """nbconvert's, with a template that folds code and long logs."""
+
+    def __init__(self):
+        super().__init__(template_name="basic", template_file=str(TEMPLATES / "notebook.html.j2"))
+        self.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
+        self.log.setLevel("ERROR")  # it warns of images without a text in their place
+        self.display_data_priority = SHOWN
+        self.exclude_input_prompt = self.exclude_output_prompt = True
+        self.environment.globals["longest"] = LONGEST
+
+    def markdown2html(self, source: str) -> str:
+        return markdown(source)
+
+
+def page(exporter: Exporter, path: Path) -> dict:
+    """What the template of a page needs: title, its headings as (id, text), body and seconds it took."""
+    notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+    body, _ = exporter.from_notebook_node(notebook)
+    first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
+    return {
+        "stem": path.stem,
+        "title": first.partition("\n")[0].lstrip("# ") or path.stem,
+        "headings": HEADING.findall(body),
+        "body": body,
+        "seconds": notebook.metadata.get("papermill", {}).get("duration"),
+    }

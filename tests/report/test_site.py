@@ -1,0 +1,132 @@
+"""The pages of a preset: whole in themselves, from files alone, whatever part of these is there."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import nbformat
+import pandas as pd
+import pytest
+
+import dcopy
+from dcopy import results
+from dcopy.report import tables
+from dcopy.report.site import build, notebook, reference
+from dcopy.workflow import plan
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+LOADING = {"src", "srcset", "data", "poster", "action"}  # attributes that make a browser fetch
+
+
+class Page(HTMLParser):
+    """What a page links to, what it loads, and the places in it that can be linked to."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links, self.loads, self.ids, self.text = [], [], set(), path.read_text(encoding="utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name == "id":
+                self.ids.add(value)
+            elif name in LOADING or (name == "href" and tag == "link"):
+                self.loads.append(value)
+            elif name == "href":
+                self.links.append(value)
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory) -> Path:
+    """Results of an unfinished quick preset: one notebook with all kinds of output, a table, a figure."""
+    folder = tmp_path_factory.mktemp("results") / "quick"
+    text = [
+        "# A title\n\nWith $\\mathbb E\\|x'\\|$ and\n\n$$q_\\pm=\\frac12$$",
+        "## A heading",
+        "**Figure.** What is seen.",
+    ]
+    cells = [nbformat.v4.new_markdown_cell(source) for source in text]
+    outputs = [
+        nbformat.v4.new_output("stream", name="stdout", text=f"epoch {epoch}\n") for epoch in range(30)
+    ]
+    shown = {
+        "image/png": PIXEL,
+        "application/vnd.jupyter.widget-view+json": {"model_id": "gone"},
+        "text/plain": "Figure()",
+    }
+    outputs.append(nbformat.v4.new_output("display_data", shown))
+    code = 'save_figure(figure, "theory-phase-diagrams")'
+    cells.insert(2, nbformat.v4.new_code_cell(code, outputs=outputs))
+    executed = nbformat.v4.new_notebook(cells=cells, metadata={"papermill": {"duration": 65.0}})
+    for name in ("01_linear_theory", "02_sample_complexity.running", "05_paper_tables.failed"):
+        results.write_text(folder / f"notebooks/{name}.ipynb", nbformat.writes(executed))
+    tables.write_table(pd.DataFrame([{"method": "DirectCopy"}]), folder / "tables/methods", "A caption.")
+    for suffix in ("png", "pdf"):
+        results.write_text(folder / f"figures/theory-phase-diagrams.{suffix}", "")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(preset) -> dict[str, Page]:
+    front = build.build("quick", [], preset)
+    assert front == preset / "site/index.html"
+    return {path.name: Page(path) for path in front.parent.glob("*.html")}
+
+
+def test_no_link_is_broken_and_nothing_is_fetched(site, preset):
+    for name, page in site.items():
+        assert not [link for link in page.loads if re.match("(https?:)?//", link)], name
+        for link in page.links + page.loads:
+            if re.match("https?:|data:", link):
+                continue
+            path, _, place = link.partition("#")
+            assert (preset / "site" / unquote(path or name)).exists(), f"{name}: {link}"
+            if place:
+                assert unquote(place) in site[path or name].ids, f"{name}: {link}"
+    style = (preset / "site/site.css").read_text(encoding="utf-8")
+    assert "url(" not in style and "@import" not in style
+
+
+def test_a_notebook_is_a_page_with_formulas_folded_code_and_contents(site):
+    text = site["01_linear_theory.html"].text
+    assert "𝔼" in text.replace("&#x1D53C;", "𝔼") and text.count("<math") == 2 and "$" not in text
+    assert '<a href="#A-heading">A heading</a>' in text
+    assert "<summary>Code, 1 lines</summary>" in text
+    assert "<summary>Log, 30 lines: epoch 29</summary>" in text
+    assert f"data:image/png;base64,{PIXEL}" in text and "model_id" not in text
+
+
+def test_the_front_page_says_what_is_there_and_what_is_missing(site, preset):
+    text = site["index.html"].text
+    jobs = plan.jobs("quick", [], str(preset))
+    assert f"{len(jobs) - 1} of {len(jobs)} notebooks" in text and "02_sample_complexity, " in text
+    assert set(site) == {"index.html", "01_linear_theory.html", "reference.html"}
+    assert "A caption." in text and "DirectCopy</td>" in text
+    assert "What is seen. From <a" in text and "1:05" in text
+    assert "not run" in text and "No run of this preset has finished yet." in text
+
+
+def test_without_anything_to_show_it_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no results to show; `bash run_all.sh stl10` makes"):
+        build.build("stl10", [], tmp_path / "stl10")
+    assert build.source(tmp_path / "quick") == results.reference() / "quick"
+
+
+def test_the_reference_has_every_public_name(site):
+    members = {module["name"]: [item["name"] for item in module["members"]] for module in reference.entries()}
+    assert members["dcopy"] == list(dcopy._PUBLIC)
+    assert {"DirectCopy", "build_predictor"} <= set(members["dcopy.predictors"])
+    assert site["reference.html"].ids >= set(members)
+    assert "Signature" not in members and "<b>DirectCopy</b>(" in site["reference.html"].text
+
+
+def test_a_formula_that_cannot_be_converted_is_shown_as_it_is():
+    assert notebook.mathml("\\left( <", "inline") == "<code>\\left( &lt;</code>"
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in results.reference().glob("*/notebooks")))
+def test_the_pages_of_the_reference_can_be_mailed(name):
+    place = results.reference() / name
+    paths = [*place.glob("notebooks/*"), *place.glob("figures/*"), *place.glob("tables/*")]
+    assert sum(path.stat().st_size for path in paths) < 14_000_000  # pages and the reference add 0.5 MB

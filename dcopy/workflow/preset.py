@@ -181,11 +181,19 @@ def dry_run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> in
     todo = unfinished(given, jobs, folder)
     for job in todo:
         say(f"would run {job.name}")
-    for line in cost.estimate(jobs, todo, given.preset, given.jobs or 1, threads(given)) if todo else ():
-        say(line)
-    if todo and given.profile:
-        say("Steps are timed on this machine; the nodes of the cluster may be others.")
+    if todo:
+        say_cost(given, jobs, todo)
     return 0
+
+
+def say_cost(given: argparse.Namespace, jobs: list[plan.Job], todo: list[plan.Job]) -> None:
+    say(presets.get(given.preset).summary)
+    for line in cost.estimate(jobs, todo, given.preset, given.jobs or 1, threads(given)):
+        say(line)
+    if given.profile:
+        say("Steps are timed on this machine; the nodes of the cluster may be others.")
+    if (n := processes(given)) > 1:
+        say(f"{n} GPUs share a run: as many GPU hours, in a {n}th of the time at best.")
 
 
 def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
@@ -198,8 +206,7 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
         if left := executor.cancel():
             say(f"{left} jobs of a start that was killed were still there; they have saved and stopped.")
         if any(job.parameters.get("dataset") == "imagenet" for job in todo):  # weeks, so not without a word
-            for line in cost.estimate(jobs, todo, given.preset, given.jobs or 1, threads(given)):
-                say(line)
+            say_cost(given, jobs, todo)
         for job in todo:
             Path(job.marker).unlink(missing_ok=True)
         command = [*snakemake(given, folder), "--keep-going", "--scheduler", "greedy", *executor.arguments]
@@ -242,10 +249,15 @@ def threads(given: argparse.Namespace) -> int:
     return max(1, int(wish) if wish.isdigit() else machine.cores() // (given.jobs or 1))
 
 
+def processes(given: argparse.Namespace) -> int:
+    """How many share a run."""
+    return given.words.get("gpus", 1) * given.words.get("nodes", 1)
+
+
 def snakemake(given: argparse.Namespace, folder: Path) -> list[str]:
     """The command; Snakemake hands each job its threads as OMP_NUM_THREADS."""
     config = {"preset": given.preset, "options": plan.pack(given.options), "threads": threads(given)}
-    config["processes"] = given.words.get("gpus", 1) * given.words.get("nodes", 1)  # that share a run
+    config["processes"] = processes(given)
     config["results_dir"] = plan.pack([str(folder)])
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete"]
     command += ["--snakefile", plan.ROOT / "Snakefile", "--directory", folder]

@@ -433,7 +433,20 @@ def test_a_model_that_does_not_exist_is_refused_before_anything_runs():
         preset.check_models(given)
 
 
-def test_gpus_share_a_run_without_slurm_too(tmp_path):
-    given = preset.parse(["quick", "seeds=1"])
-    given.options, given.words = ["seeds=1"], {"gpus": 8}
-    assert "processes=8" in preset.snakemake(given, tmp_path)
+@pytest.mark.parametrize("name", ["imagenet", "quick"])
+def test_imagenet_does_not_start_without_saying_what_it_costs(name, tmp_path, monkeypatch):
+    """And eight GPUs share a run without Slurm, too."""
+    given, said = preset.parse([name]), []
+    given.words = {"gpus": 8}
+    jobs = plan.jobs(name, [], str(tmp_path))
+    (tmp_path / ".done").mkdir()
+    monkeypatch.setattr(preset, "say", lambda text, **_: said.append(text))
+    monkeypatch.setattr(preset, "unfinished", lambda *_: jobs)
+    monkeypatch.setattr(preset.cost, "estimate", lambda *_: ["disk: much"])
+    monkeypatch.setattr(preset, "report", lambda *_: said.append("over"))
+    monkeypatch.setattr(preset, "follow", lambda command, *_: said.append(f"runs {command}") or 0)
+    monkeypatch.setattr(preset.results, "reference", lambda: tmp_path)
+    assert preset.run(given, jobs, tmp_path) == 0
+    start = next(i for i, text in enumerate(said) if text.startswith("runs"))
+    told = [text for text in said[:start] if "GPU hours" in text or text == "disk: much"]
+    assert len(told) == (3 if name == "imagenet" else 0) and "processes=8" in said[start]

@@ -10,7 +10,16 @@ from ..training import checkpoint
 from ..workflow import plan, presets
 
 RECORDS = ("bench", "comparison")  # folders of single records; every other name is a preset
-OWN = (".*", "logs", "features", "check", "checkpoint*.safetensors", "*.failed.ipynb", "*.running.ipynb")
+OWN = (
+    ".*",
+    "logs",
+    "features",
+    "check",
+    "site",
+    "checkpoint*.safetensors",
+    "*.failed.ipynb",
+    "*.running.ipynb",
+)
 WEIGHTS = 12e6  # bytes of encoders in a preset; runs of low seeds come first
 
 

@@ -27,7 +27,13 @@ def root(tmp_path, monkeypatch):
         run = tiny_run(folder / "runs", config)
         probe = {"name": config.name, "seed": config.seed, "baselines": ["digits-pixels"]}
         results.write_json(run.folder / "probe.json", probe)
-    for name in ("runs/digits-pixels/probe.json", "check/check.json", "logs/a.json", "theory/runs/a.json"):
+    for name in (
+        "runs/digits-pixels/probe.json",
+        "check/check.json",
+        "site/a.json",
+        "logs/a.json",
+        "theory/runs/a.json",
+    ):
         results.write_json(folder / name, {})
     results.write_text(folder / "tables" / "methods.md", "new")
     for job in plan.jobs("tiny", [], str(folder)):
@@ -108,6 +114,9 @@ def test_a_kill_loses_nothing_and_the_next_call_ends_it(root, monkeypatch, momen
             raise KeyboardInterrupt
         return rename(path, target)
 
+    def stopping_at_once(*arguments, **options):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", stopping)
         if moment == 3:
@@ -118,6 +127,11 @@ def test_a_kill_loses_nothing_and_the_next_call_ends_it(root, monkeypatch, momen
                 reference.adopt("tiny", [], root)
     texts = [path.read_text(encoding="utf-8") for path in (root / "reference").rglob("methods.md")]
     assert sorted(texts) == ["new", "newer"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # and again, in the next call
+        patch.setattr(reference.shutil, "copytree", stopping_at_once)
+        reference.adopt("tiny", [], root)
+    (table,) = (root / "reference").rglob("methods.md")
+    assert table.parts[-3] == "tiny"
     reference.adopt("tiny", [], root)
     (table,) = (root / "reference").rglob("methods.md")
     assert table.read_text(encoding="utf-8") == "newer" and os.listdir(root / "reference") == ["tiny"]

@@ -126,29 +126,44 @@ def _affinity() -> int:
 
 
 def _quota(root: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> float:
-    """Processors that Linux' control groups grant, versions 1 and 2; infinity without a quota.
+    """Processors that Linux' control groups grant; infinity without a quota."""
+    found = _limits("cpu", ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"), root, mine)
+    return min((quota / period for quota, period in found if quota > 0), default=float("inf"))
 
-    A quota binds all groups below it, and in a container the group's own path may not be visible:
-    the lowest on the way up to the root counts.
+
+def memory(root: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> float:
+    """Bytes of memory that this process may use: of the machine, and by the limits of its control groups."""
+    found = _limits("memory", ("memory.max",), ("memory.limit_in_bytes",), root, mine)
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        found += [[os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]]
+    return min((limit[0] for limit in found), default=float("inf"))
+
+
+def _limits(
+    controller: str, files: tuple[str, ...], files_v1: tuple[str, ...], root: Path, mine: Path
+) -> list[list[int]]:
+    """The numbers in files of Linux' control groups, versions 2 and 1.
+
+    A limit binds all groups below it, and in a container the group's own path may not be visible:
+    all on the way up to the root are read.
     """
-    found = [float("inf")]
+    found = []
     with contextlib.suppress(OSError):
         for line in mine.read_text(encoding="utf-8").splitlines():
             _, controllers, group = line.split(":", 2)
             if controllers == "":
-                tops, files = ("", "unified"), ("cpu.max",)
-            elif "cpu" in controllers.split(","):
-                tops, files = ("cpu", controllers), ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                tops, names = ("", "unified"), files
+            elif controller in controllers.split(","):
+                tops, names = (controller, controllers), files_v1
             else:
                 continue
             for top in tops:
                 lowest = root / top / group.strip("/")
                 for folder in (lowest, *lowest.parents):
                     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-                        words = " ".join((folder / name).read_text() for name in files).split()
-                        quota, period = map(int, words)
-                        found += [quota / period] if quota > 0 else []
-    return min(found)
+                        words = " ".join((folder / name).read_text() for name in names).split()
+                        found.append([int(word) for word in words])
+    return found
 
 
 def on_signals(handler) -> dict:

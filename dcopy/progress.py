@@ -49,15 +49,16 @@ class Progress:
         self.bar.update()
 
     def epoch(self, record: dict) -> None:
-        """One line: epoch, loss, health, images per second since the start, time remaining."""
+        """One line: epoch, loss, health, images per second since the start, wait for data, time remaining."""
         done = record["epoch"] * self.loop.steps - self.first
         seconds = time.monotonic() - self.started
         rate = done * self.loop.config.batch_size / seconds
         left = (self.total - self.first - done) * seconds / done
+        waited = f"{record['data_wait']:.1%} waiting for data  " if "data_wait" in record else ""
         self.say(
             f"epoch {record['epoch']}/{self.loop.config.epochs}  loss {record['loss']:.3f}  "
             f"std {record['projection_std']:.2f}  rank {record['effective_rank']:.1f}  "
-            f"{record['verdict']}  {rate:,.0f} images/s  {left:.0f} s left"
+            f"{record['verdict']}  {rate:,.0f} images/s  {waited}{left:.0f} s left"
         )
 
     def __exit__(self, *error) -> None:

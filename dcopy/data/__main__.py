@@ -1,4 +1,4 @@
-"""Say what a data set holds, before hours of training: `python -m dcopy.data folder:photos`."""
+"""Prepare a data set, and say what it holds, before hours of training: `python -m dcopy.data imagenet`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from .datasets import describe, load
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dcopy.data", description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="digits, cifar10, cifar100, stl10 or folder:PATH")
-    parser.add_argument("--image-size", type=int, help="pixels, side of the images of a folder (default: 32)")
+    parser.add_argument("name", help="digits, cifar10, cifar100, stl10, imagenette, imagenet or folder:PATH")
+    parser.add_argument(
+        "--image-size", type=int, help="pixels, side of a view where it may be chosen (a folder: 32)"
+    )
     parser.add_argument("--data-root", help="where data sets lie (default: DCOPY_DATA or ~/.cache/dcopy)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out unreadable files of a folder")
     given = parser.parse_args(arguments)

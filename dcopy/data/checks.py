@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..machine import shown
 from .folder import threads
+from .stored import StoredImages
 
 if TYPE_CHECKING:
     from .datasets import ImageData
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 HASHED_AT_ONCE = 1 << 24  # bytes
 
 
-def check_images(images: Tensor) -> None:
-    """Check a tensor of images that a user passes to pretraining.
+def check_images(images: Tensor | StoredImages) -> None:
+    """Check images that a user passes to pretraining.
 
     Args:
-        images: (N, C, H, W), N at least 1, C 1 or 3; uint8, or floating point and finite.
+        images: (N, C, H, W), N at least 1, C 1 or 3; uint8, or floating point and finite. Stored ones were
+            checked when they were made.
 
     Raises:
         ValueError: wrong dtype or shape, or NaN or infinity; the message names the first bad image.
@@ -31,13 +33,9 @@ def check_images(images: Tensor) -> None:
     Traceback (most recent call last):
     ValueError: image 0 has NaN or infinite values (2 of 2 images do)
     """
-    if (
-        not isinstance(images, Tensor)
-        or images.dim() != 4
-        or images.shape[1] not in (1, 3)
-        or 0 in images.shape
-    ):
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+    known = isinstance(images, (Tensor, StoredImages))
+    if not known or images.dim() != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+        got = tuple(images.shape) if known else type(images).__name__
         raise ValueError(f"a tensor of shape (N, 1 or 3, H, W) expected, got {got}")
     if images.dtype == torch.uint8:
         return
@@ -49,13 +47,14 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"image {first} has NaN or infinite values ({count} of {len(images)} images do)")
 
 
-def fingerprint(*tensors: Tensor) -> str:
+def fingerprint(*tensors: Tensor | StoredImages) -> str:
     """Sixteen hexadecimal digits over the content of tensors: the same images, the same digits.
 
     Blocks are hashed side by side, as hashlib releases the interpreter lock: 1 GB takes seconds at most.
+    The bytes of stored images were hashed when they were written.
 
     Args:
-        tensors: each (N, ...), of any dtype and on any device.
+        tensors: each (N, ...), of any dtype and on any device, or stored images.
 
     >>> from dcopy.data import load
     >>> fingerprint(load("digits").train)
@@ -69,6 +68,9 @@ def fingerprint(*tensors: Tensor) -> str:
     with ThreadPoolExecutor(threads()) as pool:
         for tensor in tensors:
             whole.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            if isinstance(tensor, StoredImages):
+                whole.update(f"{tensor.digest} {tensor.central}".encode())
+                continue
             rows = max(1, HASHED_AT_ONCE // max(1, tensor[:1].nbytes))
             whole.update(b"".join(pool.map(digest, tensor.detach().split(rows))))
     return whole.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors in memory, with three splits kept apart.
+"""Data sets as uint8 tensors in memory, or as images on disk, with three splits kept apart.
 
 `train` (labelled, for the probe), `unlabeled` (extra images, for pretraining only) and `test`
 (read once, by the evaluation). Pretraining sees `ImageData.pretrain()`, which never holds a
@@ -25,8 +25,10 @@ from .. import machine
 from ..config import RECIPES, one_of, require
 from ..machine import shown
 from ..results import resolve
+from . import imagenet
 from .checks import why_no_probe
 from .download import say
+from .stored import StoredImages
 
 # Training and test images, classes, and the training images' mean colour, by which CIFAR is known.
 CIFAR = {
@@ -48,6 +50,8 @@ class ImageData:
         classes: names of the classes, in the order of the labels.
         unlabeled: (U, C, H, W) uint8, further images for pretraining, or None.
 
+    Images that do not fit in memory are `stored.StoredImages` in place of tensors.
+
     Raises:
         ValueError: dtype or shape of a tensor is wrong, or a label has no class.
 
@@ -57,12 +61,12 @@ class ImageData:
     """
 
     name: str
-    train: Tensor
+    train: Tensor | StoredImages
     train_labels: Tensor
-    test: Tensor
+    test: Tensor | StoredImages
     test_labels: Tensor
     classes: tuple[str, ...]
-    unlabeled: Tensor | None = None
+    unlabeled: Tensor | StoredImages | None = None
 
     def __post_init__(self):
         splits = {"train": self.train, "test": self.test, "unlabeled": self.unlabeled}
@@ -86,10 +90,12 @@ class ImageData:
                     f"got {labels.min().item()} to {labels.max().item()}"
                 )
 
-    def pretrain(self) -> Tensor:
+    def pretrain(self) -> Tensor | StoredImages:
         """Return the images for pretraining, train and unlabeled: (N + U, C, H, W) uint8, no test image."""
         if self.unlabeled is None:
             return self.train
+        if isinstance(self.train, StoredImages):
+            return self.train + self.unlabeled
         return torch.cat((self.train, self.unlabeled)) if len(self.train) else self.unlabeled
 
 
@@ -108,9 +114,9 @@ def load(
     """Load a data set by name.
 
     Args:
-        name: `digits` (ships with scikit-learn), `cifar10`, `cifar100`, `stl10`, or `folder:PATH`
-            for images of your own, see `dcopy.data.folder.read`; a relative PATH is taken as
-            by `results.resolve`.
+        name: `digits` (ships with scikit-learn), `cifar10`, `cifar100`, `stl10`, `imagenette`, `imagenet`
+            (see `dcopy.data.imagenet.read`), or `folder:PATH` for images of your own, see
+            `dcopy.data.folder.read`; a relative PATH is taken as by `results.resolve`.
         root: where data sets and the caches of folders lie; None: DCOPY_DATA, else `~/.cache/dcopy`.
         download: fetch what is missing.
         mirrors: addresses of folders to fetch archives from first; None: DCOPY_MIRROR, separated by spaces.
@@ -121,7 +127,8 @@ def load(
         progress: print a line per step, and show a bar where somebody watches.
 
     Returns:
-        The data set, its tensors on the CPU and contiguous.
+        The data set, its tensors on the CPU and contiguous; ImageNet, Imagenette and folders that are too
+        large for the memory as `stored.StoredImages`.
 
     Raises:
         ValueError: the name is unknown, a folder holds what cannot be used, or ROOT/cifar10 is not CIFAR-10.
@@ -147,7 +154,11 @@ def load(
     require("name", name, name in known[:-1], one_of(known))
     if name == "digits":
         return _load_digits()
-    return _load_torchvision(name, root, download=download, mirrors=mirrors, progress=progress)
+    fetching = {"download": download, "mirrors": mirrors, "progress": progress}
+    if name in imagenet.KNOWN:
+        size = RECIPES[name].image_size if image_size is None else image_size
+        return ImageData(name, **imagenet.read(name, root, size, skip_bad=skip_bad, **fetching))
+    return _load_torchvision(name, root, **fetching)
 
 
 def describe(data: ImageData) -> str:

@@ -1,10 +1,11 @@
-"""One image file to one square of RGB pixels, whatever its format and mode."""
+"""One image file to one square of RGB pixels, or to a smaller JPEG, whatever its format and mode."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ with contextlib.suppress(ImportError):  # an optional package, for what phones w
     register_heif_opener()
 
 WHITE = 65535  # the grey value of 16 bits that is white, unless somebody says otherwise
+QUALITY = 90  # of the JPEGs that are written
 LARGE = 50_000_000  # pixels; images beyond that are decoded one at a time, for the memory's sake
 _one_large = threading.Lock()
 
@@ -35,6 +37,16 @@ class Decoded(NamedTuple):
     """A square of pixels (3, size, size) uint8; whether the file was grey of 16 bits; its brightest value."""
 
     pixels: np.ndarray
+    deep: bool
+    brightest: int
+
+
+class Shrunk(NamedTuple):
+    """A JPEG, its height and width in pixels; the rest as in `Decoded`."""
+
+    data: bytes
+    height: int
+    width: int
     deep: bool
     brightest: int
 
@@ -60,13 +72,56 @@ def decode(file: Path, image_size: int, white: int = WHITE) -> Decoded:
     ...     decode(Path(folder, "photo.jpg"), image_size=32).pixels.shape
     (3, 32, 32)
     """
-    data = read_file(file)
+    with _opened(read_file(file), white) as (rgb, brightest, _):
+        square = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(square).transpose(2, 0, 1)  # (3, image_size, image_size)
+    if brightest is None:
+        return Decoded(pixels, False, int(pixels.max()))
+    return Decoded(pixels, True, brightest)
+
+
+def shrink(data: bytes, side: int, white: int = WHITE) -> Shrunk:
+    """Any image as an upright RGB JPEG, its short side at most `side`; what is one already stays as it is.
+
+    Args:
+        data: content of a file, see `decode`.
+        side: longest that the short side may be, pixels.
+        white: as in `decode`.
+
+    Raises:
+        ValueError: as `decode`.
+
+    >>> photo = io.BytesIO()
+    >>> Image.new("CMYK", (60, 40)).save(photo, "JPEG")
+    >>> shrink(photo.getvalue(), side=20)[1:3]  # height and width
+    (20, 30)
+    """
+    with _opened(data, white) as (rgb, brightest, is_jpeg):
+        W, H = rgb.size
+        deep, brightest = brightest is not None, brightest or max(high for _, high in rgb.getextrema())
+        if min(W, H) > side:
+            scale = side / min(W, H)
+            rgb = rgb.resize((round(W * scale), round(H * scale)), Image.Resampling.BILINEAR)
+        elif is_jpeg:
+            return Shrunk(data, H, W, deep, brightest)
+        out = io.BytesIO()
+        rgb.save(out, "JPEG", quality=QUALITY, comment=b"")
+        return Shrunk(out.getvalue(), rgb.height, rgb.width, deep, brightest)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, white: int) -> Iterator[tuple[Image.Image, int | None, bool]]:
+    """An image upright in RGB; the brightest value of grey of 16 bits; whether `data` is just that, as JPEG.
+
+    What goes wrong, here or in the block, is a ValueError.
+    """
     try:
         with Image.open(io.BytesIO(data)) as image:
             large = image.width * image.height > LARGE
             with _one_large if large else contextlib.nullcontext():
-                rgb, brightest = _to_rgb(_upright(image), white)
-                square = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BILINEAR)
+                upright = _upright(image)
+                rgb, brightest = _to_rgb(upright, white)
+                yield rgb, brightest, (image.format, image.mode) == ("JPEG", "RGB") and upright is image
     except UnidentifiedImageError:
         heic = data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
         hint = ", but HEIC, which takes `pip install pillow-heif`" if heic else ""
@@ -76,10 +131,6 @@ def decode(file: Path, image_size: int, white: int = WHITE) -> Decoded:
         hint = "; DCOPY_MEGAPIXELS=500 lets larger ones in" if bomb else ""
         reason = f"{str(error) or type(error).__name__}{hint}"
         raise ValueError(f"not a readable image ({reason})") from error
-    pixels = np.asarray(square).transpose(2, 0, 1)  # (3, image_size, image_size)
-    if brightest is None:
-        return Decoded(pixels, False, int(pixels.max()))
-    return Decoded(pixels, True, brightest)
 
 
 def read_file(file: Path) -> bytes:

@@ -54,7 +54,8 @@ def install(
     that lies in `root` is unpacked; else it is fetched from the mirrors in turn, then from its home.
 
     Args:
-        kind: a torchvision class with its own url, checksums and file lists, such as `CIFAR10`.
+        kind: a torchvision class with its own url, checksums and file lists, such as `CIFAR10`; or a class
+            with url, filename, tgz_md5, base_folder, and `faults(root)`, which lists what is missing.
         root: folder of the torchvision layout.
         download: whether the network may be used.
         mirrors: addresses of folders that hold the archive; None takes them from DCOPY_MIRROR,
@@ -117,6 +118,8 @@ def say(line: str, progress: bool) -> None:
 
 def _faults(kind: type, root: Path) -> list[str]:
     """Return the files of the data set that are missing or fail their checksum."""
+    if hasattr(kind, "faults"):
+        return kind.faults(root)
     files = kind.train_list + kind.test_list
     if hasattr(kind, "meta"):
         files = [*files, (kind.meta["filename"], kind.meta["md5"])]
@@ -217,7 +220,7 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _unpack(archive: Path, folder: Path, progress: bool) -> None:
-    """Unpack beside the archive, then move file by file, so that no file is ever half there.
+    """Unpack beside the archive, then move what is in it, so that no file is ever half there.
 
     Only files that lie in the data set's own folder are taken, so an archive can name no other place.
     """
@@ -229,11 +232,15 @@ def _unpack(archive: Path, folder: Path, progress: bool) -> None:
         with tarfile.open(archive) as tar:
             for member in tar:
                 path = PurePosixPath(member.name)
-                if member.isfile() and path.parent == PurePosixPath(folder.name):
-                    with tar.extractfile(member) as source, open(temporary / path.name, "wb") as file:
+                if member.isfile() and PurePosixPath(folder.name) in path.parents and ".." not in path.parts:
+                    place = temporary / path.relative_to(folder.name)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    with tar.extractfile(member) as source, open(place, "wb") as file:
                         shutil.copyfileobj(source, file, 1 << 20)
-        for file in temporary.iterdir():
-            file.replace(folder / file.name)
+        for part in temporary.iterdir():
+            if part.is_dir():
+                shutil.rmtree(folder / part.name, ignore_errors=True)  # what was there was not whole
+            part.replace(folder / part.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

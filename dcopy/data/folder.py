@@ -1,5 +1,6 @@
 """A user's own images: found, decoded once into a cache of uint8 arrays, then mapped into memory.
 
+Where these would take more than half of the memory, images are stored as JPEGs instead, see `stored`.
 The cache is found again by content, so a folder that was moved or copied is not decoded twice, and
 one in which a single file changed is. It lies under the data root in `folders/`; delete it at will.
 """
@@ -10,8 +11,9 @@ import contextlib
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,14 +27,14 @@ from .. import machine
 from ..config import require
 from ..machine import shown
 from ..progress import wants_bar
-from ..results import atomic, read_json, write_json, write_text
+from ..results import atomic, write_json, write_text
+from . import convert
 from .decode import WHITE, Decoded, decode, read_file
-from .download import alone, say
+from .download import say
 from .listing import Listing, find
 
 FORMAT = 2  # part of the cache's name: raise it when the same file shall decode to other numbers
 MOST_THREADS = 16
-BLOCK = 128  # images under way at once: bounds the memory, and the wait after an interrupt
 
 
 def read(
@@ -63,7 +65,8 @@ def read(
         progress: print a line per step, and show a bar where somebody watches.
 
     Returns:
-        The fields of `ImageData` but its name; images are mapped from the cache, copy-on-write.
+        The fields of `ImageData` but its name; images are mapped from the cache, copy-on-write, or stay on
+        disk as `stored.StoredImages`.
 
     Raises:
         ValueError: no images, an empty class, a test class that train lacks, an unreadable file;
@@ -78,24 +81,44 @@ def read(
     torch.Size([1, 3, 32, 32])
     """
     require("image_size", image_size, image_size >= 1, "a number of pixels, at least 1")
-    skip_bad = skip_bad or os.environ.get("DCOPY_SKIP_BAD", "0") not in ("", "0")
+    skip_bad = skips_bad(skip_bad)
     white = _setting("DCOPY_WHITE", white, WHITE)
     megapixels = _setting("DCOPY_MEGAPIXELS", megapixels, 0)
     listing = find(path)
     caches = root / "folders"
     choices = (f"-white{white}" if white != WHITE else "") + (f"-{megapixels}mp" if megapixels else "")
-    cache = caches / f"{_content_key(listing, caches)}-{image_size}{choices}"
-    if not (cache / "meta.json").exists():
-        with alone(cache, progress):
-            if not (cache / "meta.json").exists():  # another process was faster
-                with _largest(megapixels):
-                    _decode_all(listing, cache, image_size, white, skip_bad, progress)
-    meta = read_json(cache / "meta.json")
+    key, side = _content_key(listing, caches), convert.stored_side(image_size)
+    in_memory = fit_in_memory(len(listing.all_files()), image_size)
+    cache = caches / f"{key}-{image_size if in_memory else f'jpeg{side}'}{choices}"
+
+    def make():
+        with _largest(megapixels):
+            if in_memory:
+                _decode_all(listing, cache, image_size, white, skip_bad, progress)
+            else:
+                source = convert.from_listing(listing)
+                convert.convert(source, cache, side, white=white, skip_bad=skip_bad, progress=progress)
+
+    convert.once(cache, make, progress)
+    meta = convert.read_meta(cache)
     if meta["skipped"] and not skip_bad:
-        raise ValueError(_complaint(listing, meta["skipped"]))
-    for note in (*listing.notes, *_notes(meta, white)):
+        raise ValueError(convert.complaint(listing.path, meta["skipped"]))
+    for note in (*listing.notes, *notes(meta, white)):
         say(f"{shown(path)}: {note}", progress)
-    return _fields(listing, cache, image_size)
+    return _fields(listing, cache, image_size) if in_memory else convert.fields(cache, image_size)
+
+
+def skips_bad(given: bool) -> bool:
+    """Whether to leave unreadable files out: by the argument or by DCOPY_SKIP_BAD."""
+    return given or os.environ.get("DCOPY_SKIP_BAD", "0") not in ("", "0")
+
+
+def fit_in_memory(count: int, image_size: int) -> bool:
+    """Whether so many images take at most half of the memory, and of that of a GPU where there is one."""
+    limits = [machine.memory()]
+    if os.environ.get("DCOPY_DEVICE") != "cpu" and torch.cuda.is_available():
+        limits.append(torch.cuda.get_device_properties(0).total_memory)
+    return count * 3 * image_size**2 <= min(limits) / 2
 
 
 def _setting(name: str, given: int | None, default: int) -> int:
@@ -123,7 +146,7 @@ def _largest(megapixels: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _notes(meta: dict, white: int) -> Iterator[str]:
+def notes(meta: dict, white: int = WHITE) -> Iterator[str]:
     """What a user should know of the decoded images."""
     if meta["skipped"]:
         yield f"{len(meta['skipped'])} unreadable files left out, the first {shown(meta['skipped'][0])}"
@@ -190,57 +213,33 @@ def _decode_all(
     listing: Listing, cache: Path, image_size: int, white: int, skip_bad: bool, progress: bool
 ) -> None:
     """Write images and labels of each split, and last `meta.json`, the sign of a complete cache."""
-    for left in cache.glob(".*.tmp"):  # by a process that was killed; we hold the lock
-        left.unlink()
     total, workers = len(listing.all_files()), threads()
     say(
         f"{shown(listing.path)}: decoding {total:,} images to {image_size} pixels, threads: {workers}",
         progress,
     )
-    skipped, brightest = [], {"deep": None, "flat": None}  # grey of 16 bits, and all else
-
-    def leave_out(file: Path, error: ValueError) -> None:
-        skipped.append(f"{file.relative_to(listing.path)}: {error}")
-        if not skip_bad:
-            raise ValueError(_complaint(listing, skipped)) from error
-
     hidden = not (progress and wants_bar())
     with ThreadPoolExecutor(workers) as pool, tqdm(total=total, unit="image", disable=hidden) as bar:
+        reader = convert.Reader(pool, listing.path, skip_bad)
         for split, files in listing.files.items():
             labels, kept = listing.labels[split], []
+            one = partial(_decode, files, image_size, white)
             with atomic(cache / f"{split}.npy") as temporary, temporary.open("wb") as out:
                 _write_header(out, len(files), image_size)
-                for index, image in _decoded(pool, files, image_size, white, leave_out):
+                for index, image in reader.read(range(len(files)), one, partial(listing.name, split)):
                     out.write(image.pixels.tobytes())
                     kept.append(labels[index])
-                    kind = "deep" if image.deep else "flat"
-                    brightest[kind] = max(brightest[kind] or 0, image.brightest)
                     bar.update()
                 _write_header(out, len(kept), image_size)
             if lost := set(labels) - set(kept):
                 raise ValueError(f"{shown(files[labels.index(min(lost))].parent)} has no readable image")
             with atomic(cache / f"{split}_labels.npy") as temporary, temporary.open("wb") as out:
                 np.save(out, np.array(kept, dtype=np.int64))
-    write_json(cache / "meta.json", {"skipped": skipped, "brightest": brightest})
+    write_json(cache / "meta.json", reader.facts)
 
 
-def _decoded(
-    pool: ThreadPoolExecutor,
-    files: list[Path],
-    image_size: int,
-    white: int,
-    leave_out: Callable[[Path, ValueError], None],
-) -> Iterator[tuple[int, Decoded]]:
-    """Yield index and image of each readable file in order, and hand over the others."""
-    for start in range(0, len(files), BLOCK):
-        images = [pool.submit(decode, file, image_size, white) for file in files[start : start + BLOCK]]
-        for index, image in enumerate(images, start):
-            try:
-                decoded = image.result()
-            except ValueError as error:
-                leave_out(files[index], error)
-            else:
-                yield index, decoded
+def _decode(files: list[Path], image_size: int, white: int, i: int) -> Decoded:
+    return decode(files[i], image_size, white)
 
 
 def _write_header(file: BinaryIO, count: int, image_size: int) -> None:
@@ -248,10 +247,6 @@ def _write_header(file: BinaryIO, count: int, image_size: int) -> None:
     file.seek(0)
     shape = (count, 3, image_size, image_size)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-
-def _complaint(listing: Listing, skipped: list[str]) -> str:
-    return f"{shown(listing.path / skipped[0])}; skip_bad leaves such files out, as does DCOPY_SKIP_BAD=1"
 
 
 def _fields(listing: Listing, cache: Path, image_size: int) -> dict:

@@ -57,26 +57,35 @@ class Listing:
     labels: dict[str, list[int]]
     notes: tuple[str, ...]  # what a user might not expect of all this
 
+    def name(self, split: str, i: int) -> str:
+        """The path of an image within the folder."""
+        return str(self.files[split][i].relative_to(self.path))
+
     def all_files(self) -> list[Path]:
         return [file for files in self.files.values() for file in files]
 
 
-def find(path: Path) -> Listing:
+def find(path: Path, only: tuple[str, ...] = (), flat: dict[str, str] | None = None) -> Listing:
     """List the images of a folder by the layouts of `folder.read`, each level in natural order (2 before 10).
+
+    Args:
+        path: the folder.
+        only: names of folders of splits; nothing else is looked at.
+        flat: names of files, without suffix, that may lie right in a split's folder, and their classes.
 
     Raises:
         ValueError: as `folder.read`, but for what only decoding shows.
     """
     if not path.is_dir():
         raise ValueError(f"{shown(path)} is not a folder")
-    return _Search(path).listing()
+    return _Search(path, only, flat or {}).listing()
 
 
 class _Search:
     """Goes through a folder, and notes what a user might not expect."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, only: tuple[str, ...], flat: dict[str, str]):
+        self.path, self.only, self.flat = path, only, flat
         self.notes: list[str] = []
         self.left: list[str] = []  # paths of what systems and cameras left behind
         self.classes: dict[str, int] = {}  # labels by the looks of the names
@@ -101,6 +110,7 @@ class _Search:
     def splits(self) -> dict[str, Path]:
         """The folder of each split that is there."""
         entries, found = self.visible(self.path), {}
+        entries = [entry for entry in entries if not self.only or entry.name in self.only]
         self.left.clear()  # these are looked at again, if the images lie right here
         for split, groups in SPLITS.items():
             for names in groups:
@@ -125,6 +135,9 @@ class _Search:
         if not entries:
             raise ValueError(f"{shown(splits[split])} has no class folders; known layouts: {LAYOUTS}")
         for entry in entries:
+            if entry.stem in self.flat:
+                yield entry, self.label(entry.with_name(self.flat[entry.stem]), split)
+                continue
             if not entry.is_dir():
                 raise ValueError(
                     f"{shown(entry)} is in no class folder; images without a class go to unlabeled/"

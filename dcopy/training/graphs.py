@@ -42,7 +42,7 @@ class FastStep:
         ranks: Alone | None = None,
     ):
         self.trainer, self.augmentation, self.ranks = trainer, augmentation, ranks or Alone()
-        self.apply = augmentation.apply
+        self.applies = [view.apply for view in augmentation.views]
         self.is_cuda = trainer.device.type == "cuda"
         self.compiled = self.is_cuda if compile is None else compile
         alone = self.ranks.size == 1
@@ -53,7 +53,7 @@ class FastStep:
         self.networks = {trainer.online, trainer.target} if self.compiled and alone else ()
         self.steps, self.graphs = 0, None
         if self.compiled:
-            self.apply = torch.compile(augmentation.apply, dynamic=False)
+            self.applies = [torch.compile(apply, dynamic=False) for apply in self.applies]
         for network in self.networks:  # its forward alone: hooks stay outside
             network.forward = torch.compile(network.forward, dynamic=False)
         self.stream = None
@@ -65,7 +65,8 @@ class FastStep:
         """One step on a batch.
 
         Args:
-            images: (N, C, H, W) uint8, of the same shape at every call; those of this rank.
+            images: (N, C, H, W) uint8, or two crops of each, (N, 2, C, h, w); of the same shape at every
+                call; those of this rank.
             generator: gives the augmentation of both views.
 
         Returns:
@@ -83,9 +84,11 @@ class FastStep:
 
     def views(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Two views (N, C, h, w) float32, each with random numbers of its own."""
-        require_batch(images)
-        drawn = (self.ranks.sample(self.augmentation, images, generator) for _ in range(2))
-        x1, x2 = (self.apply(images, params) for params in drawn)
+        pair, views = images.unbind(1) if images.dim() == 5 else (images, images), self.augmentation.views
+        for one in pair:
+            require_batch(one)
+        drawn = [self.ranks.sample(view, one, generator) for view, one in zip(views, pair, strict=True)]
+        x1, x2 = (apply(*given) for apply, *given in zip(self.applies, pair, drawn, strict=True))
         return x1, x2
 
     def _step(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -107,7 +110,7 @@ class FastStep:
             log.warning(
                 "torch.compile is not possible here (%s); training goes on without it", one_line(error)
             )
-        self.compiled, self.apply = False, self.augmentation.apply
+        self.compiled, self.applies = False, [view.apply for view in self.augmentation.views]
         for network in self.networks:
             del network.forward  # the class's own is there again
         for part, state in zip(parts, before[0], strict=True):

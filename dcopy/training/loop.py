@@ -13,8 +13,9 @@ from torch import Tensor
 from .. import data, hardware, models, results
 from ..config import TrainConfig, require
 from ..data import augment
+from ..data.stored import StoredImages
 from ..progress import Progress
-from . import checkpoint, health, launch, ranks
+from . import batches, checkpoint, health, launch, ranks
 from .graphs import FastStep
 from .interrupt import Interrupted, StopSignals, by_torchrun
 from .runs import Run, finished_run, go_on_from_fewer_epochs, load_run, on_images
@@ -27,7 +28,7 @@ def pretrain(
     config: TrainConfig,
     out_dir: str | Path = "runs",
     *,
-    images: Tensor | None = None,
+    images: Tensor | StoredImages | None = None,
     data_root: str | Path | None = None,
     skip_bad: bool = False,
     device: str | None = None,
@@ -54,7 +55,7 @@ def pretrain(
     Args:
         config: the run.
         out_dir: folder of run folders.
-        images: (N, C, H, W) uint8 to pretrain on, instead of the data set's own.
+        images: (N, C, H, W) uint8 to pretrain on, instead of the data set's own; see `data.ImageData`.
         data_root: where data sets lie, see `dcopy.data.load`.
         skip_bad: leave unreadable files of a folder of images out, instead of raising.
         device: cpu, cuda, cuda:1, gpu, mps or the number of a GPU; default: a GPU where there is one.
@@ -121,13 +122,14 @@ class _Loop:
 
     def __init__(self, config, folder, images, fingerprint, device, compile, group):
         self.config, self.folder, self.fingerprint, self.group = config, folder, fingerprint, group
-        self.images = images.to(device)  # (n, C, H, W) uint8, the whole data set on the device
+        self.device, self.count, self.channels = device, len(images), images.shape[1]
         self.begun = group.first(lambda: checkpoint.load(folder))
         began = self.begun[1].get("precision") if self.begun else None
-        self.trainer = Trainer(config, images.shape[1], device, began)
+        self.trainer = Trainer(config, self.channels, device, began)
         if began not in (None, here := hardware.precision_on(device, config.precision)):
             log.warning("%s goes on in %s, as it began; here auto would be %s", folder.name, began, here)
         augmentation = augment.build(config.recipe.augmentation, config.image_size)
+        self.batches, augmentation = batches.build(images, config, augmentation, device, group)
         self.fast_step = FastStep(self.trainer, augmentation, compile, group)
         self.steps = len(images) // config.batch_size  # a partial last batch is dropped
         self.losses = torch.zeros(self.steps, device=device)  # of this epoch; read once, at its end
@@ -137,7 +139,7 @@ class _Loop:
 
     @property
     def runs_on(self) -> str:
-        line = hardware.describe(self.images.device, self.trainer.precision)
+        line = hardware.describe(self.device, self.trainer.precision)
         if self.went_on_from:
             line += ", on from epoch {epoch}, step {step} of {run}".format(**self.went_on_from)
         return line
@@ -147,29 +149,26 @@ class _Loop:
         self.restore()
         self.group.parallelize(self.trainer)
         show_progress &= self.group.rank == 0
-        with StopSignals() as signals, Progress(self, show_progress) as progress:
+        with (
+            StopSignals() as signals,
+            Progress(self, show_progress) as progress,
+            contextlib.closing(self.batches.begin(self.epoch, self.step)) as images,
+        ):
             while self.epoch < self.config.epochs:
-                order = self.order()
-                for step in range(self.step, self.steps):
-                    z = self.one_step(order[step])
+                for _ in range(self.step, self.steps):
+                    z = self.one_step(next(images))
                     progress.step()
                     if self.step == self.steps:
                         progress.epoch(self.end_epoch(z))
                     self.maybe_stop(signals)
         self.group.first(self.finish)
 
-    def order(self) -> Tensor:
-        """The epoch's batches: indices (steps, batch_size)."""
-        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "order", self.epoch))
-        order = torch.randperm(len(self.images), generator=generator).to(self.images.device)
-        return order[: self.steps * self.config.batch_size].view(self.steps, -1)
-
-    def one_step(self, indices: Tensor) -> Tensor:
-        """A step on the images of these indices (batch_size,); projections of this rank's images (n, D)."""
+    def one_step(self, images: Tensor) -> Tensor:
+        """A step on this rank's images of a batch, see `FastStep`; their projections (n, D)."""
         seed = derive_seed(self.config.seed, "augment", self.epoch, self.step)
-        generator = torch.Generator(self.images.device).manual_seed(seed)
+        generator = torch.Generator(self.device).manual_seed(seed)
         self.trainer.set_rates(self.epoch * self.steps + self.step, self.steps)
-        loss, z = self.fast_step(self.images[self.group.part(indices)], generator)
+        loss, z = self.fast_step(images, generator)
         # NaN as soon as F overflows
         self.losses[self.step] = self.group.mean(loss) + 0 * self.trainer.predictor.F.trace()
         self.step += 1
@@ -184,6 +183,7 @@ class _Loop:
             "loss": self.losses.mean().item(),
             **health.measure(self.group.gather(z), self.trainer.predictor.F),
             "seconds": round(self.elapsed(), 3),
+            **self.batches.facts(),
         }
         self.group.first(lambda: results.append_jsonl(self.folder / "metrics.jsonl", record))
         self.save()
@@ -217,7 +217,7 @@ class _Loop:
             raise Interrupted(reason, done, self.folder)
 
     def save(self) -> None:
-        header = {"config": self.config.to_dict(), "channels": self.images.shape[1]}
+        header = {"config": self.config.to_dict(), "channels": self.channels}
         header["precision"] = self.trainer.precision
         header |= {"epoch": self.epoch, "step": self.step, "seconds": self.elapsed()}
         header |= {"data_fingerprint": self.fingerprint, "went_on_from": self.went_on_from}
@@ -259,13 +259,13 @@ class _Loop:
             "label": self.config.label,
             "config": self.config.to_dict(),
             "metrics": record,
-            "images": len(self.images),
+            "images": self.count,
             "data_fingerprint": self.fingerprint,
             "precision": self.trainer.precision,
             "processes": self.group.size,
             "encoder_fingerprint": checkpoint.fingerprint(self.trainer.online.encoder),
             "seconds": round(self.elapsed(), 3),
             "went_on_from": self.went_on_from,
-            **results.provenance(self.images.device),
+            **results.provenance(self.device),
         }
         results.write_json(self.folder / "result.json", result)

@@ -155,7 +155,8 @@ def test_check_images_accepts(dtype):
 def test_load_names_the_data_sets_it_knows():
     with pytest.raises(
         ValueError,
-        match="name='mnist' is not allowed; it must be one of digits, cifar10, cifar100, stl10, folder:PATH",
+        match="name='mnist' is not allowed; it must be one of digits, cifar10, cifar100, stl10, imagenet, "
+        "imagenette, folder:PATH",
     ):
         load("mnist")
 

@@ -18,7 +18,7 @@ from helpers.tiny import tiny_config
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import functional as F
 
-from dcopy.data import fingerprint, folder, load
+from dcopy.data import convert, fingerprint, folder, load
 from dcopy.data.__main__ import main
 from dcopy.training.loop import pretrain
 
@@ -450,7 +450,7 @@ def test_a_complete_cache_needs_nothing_written(photos, root, monkeypatch):
     read(photos, root)
     shutil.copytree(photos, photos.parent / "copy")
     monkeypatch.setattr(folder, "write_text", read_only)
-    monkeypatch.setattr(folder, "alone", read_only)
+    monkeypatch.setattr(convert, "alone", read_only)
     assert len(read(photos.parent / "copy", root).train) == 4
 
 

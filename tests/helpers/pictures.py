@@ -16,7 +16,7 @@ def picture(seed=0, size=(SIDE, SIDE)):
 def put(file, image=None, **options):
     """A picture of a random colour each pixel, PNG where the name does not say otherwise."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    kind = None if file.suffix in Image.registered_extensions() else "PNG"
+    kind = options.pop("format", None if file.suffix in Image.registered_extensions() else "PNG")
     (image or picture(len(file.name))).save(file, kind, **options)
     return file
 
@@ -33,3 +33,13 @@ def read(photos, root, **options):
 
 def pixels(image):
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
+
+
+def small_imagenet(place, classes=("n01", "n02"), train=6, test=2):
+    """The layout of ImageNet: `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, of several sizes."""
+    for split, count in (("train", train), ("val", test)):
+        for label, wnid in enumerate(classes):
+            for i in range(count):
+                image = picture(100 * label + i, (24 + 3 * i, 30 - i))
+                put(place / split / wnid / f"{wnid}_{i}.JPEG", image, format="JPEG")
+    return place

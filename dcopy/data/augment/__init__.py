@@ -44,6 +44,7 @@ class Augmentation:
 
     Args:
         operations: applied from first to last; `Normalize` comes last, since the others expect [0, 1].
+        second: operations of the second view, where the two views differ.
 
     >>> augment = Augmentation((HorizontalFlip(), Normalize((0.5,), (0.25,))))
     >>> images = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
@@ -55,9 +56,26 @@ class Augmentation:
     """
 
     operations: tuple[Operation, ...]
+    second: tuple[Operation, ...] | None = None
+
+    @property
+    def views(self) -> tuple[Augmentation, Augmentation]:
+        """The augmentation of either view."""
+        return Augmentation(self.operations), Augmentation(self.second or self.operations)
+
+    def after_crop(self) -> tuple[RandomResizedCrop, Augmentation]:
+        """The crop that comes first, and what is left for images that are cropped already.
+
+        Raises:
+            ValueError: it does not begin with a crop.
+        """
+        crop = self.operations[0]
+        cropped = isinstance(crop, RandomResizedCrop) and crop == self.views[1].operations[0]
+        require("augmentation", type(crop).__name__, cropped, "one whose views begin with the same crop")
+        return crop, Augmentation(self.operations[1:], self.second and self.second[1:])
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Augment a batch, each image with parameters of its own.
+        """Augment a batch as the first view, each image with parameters of its own.
 
         Args:
             images: uint8 (N, C, H, W).
@@ -115,6 +133,8 @@ def require_batch(images: Tensor) -> None:
     require("images' shape", shape, len(shape) == 4 and shape[1] in (1, 3), "(N, C, H, W), C 1 or 3")
 
 
+IMAGENET = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
 RECIPES = {
     # `facebookresearch/luckmatters:ssl/real-dataset/data/transforms.py`
     "cifar": (
@@ -138,6 +158,23 @@ RECIPES = {
         ColorJitter(brightness=0.4, contrast=0.4),
         GaussianNoise(0.1),
     ),
+    # BYOL's (arXiv 2006.07733, appendix B), the first view; the second is in SECOND
+    "imagenet": (
+        RandomResizedCrop((224, 224)),
+        HorizontalFlip(0.5),
+        ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, p=0.8),
+        Grayscale(0.2),
+        GaussianBlur(kernel=23, sigma=(0.1, 2.0), p=1.0),
+        IMAGENET,
+    ),
+}
+SECOND = {  # where it differs from the first
+    "imagenet": (
+        *RECIPES["imagenet"][:4],
+        GaussianBlur(kernel=23, sigma=(0.1, 2.0), p=0.1),
+        Solarize(threshold=0.5, p=0.2),
+        IMAGENET,
+    ),
 }
 
 
@@ -157,12 +194,17 @@ def build(name: str, size: int | None = None) -> Augmentation:
     torch.Size([4, 3, 32, 32])
     """
     require("augmentation", name, name in RECIPES, one_of(RECIPES))
-    operations = RECIPES[name]
-    if size is not None:
-        operations = tuple(
-            dataclasses.replace(operation, size=(size, size))
-            if isinstance(operation, RandomResizedCrop)
-            else operation
-            for operation in operations
-        )
-    return Augmentation(operations)
+    views = RECIPES[name], SECOND.get(name)
+    crop = next((one for one in views[0] if isinstance(one, RandomResizedCrop)), None)
+    if size is not None and crop is not None:
+        views = (view and tuple(_resized(one, crop.size[0], size) for one in view) for view in views)
+    return Augmentation(*views)
+
+
+def _resized(operation: Operation, own: int, size: int) -> Operation:
+    """An operation for views of another size than the recipe's own: a blur reaches as far, in parts of it."""
+    if isinstance(operation, RandomResizedCrop):
+        return dataclasses.replace(operation, size=(size, size))
+    if isinstance(operation, GaussianBlur):
+        return dataclasses.replace(operation, kernel=2 * (operation.kernel * size // (2 * own)) + 1)
+    return operation

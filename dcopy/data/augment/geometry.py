@@ -45,19 +45,22 @@ class RandomResizedCrop(Operation):
         require("ratio", self.ratio, 0 < self.ratio[0] <= self.ratio[1], "(low, high), both positive")
 
     def sample(self, shape, generator):
-        """Draw top, left, height, width (N,), whole numbers of pixels as float32."""
+        """Draw top, left, height, width (N,), whole numbers of pixels as float32.
+
+        Where images differ in size, H and W of the shape are tensors (N,).
+        """
         N, _, H, W = shape
         tries = (N, self.TRIES)
-        area = H * W * uniform(tries, *self.area, generator)
+        area = _row(H * W) * uniform(tries, *self.area, generator)
         ratio = uniform(tries, math.log(self.ratio[0]), math.log(self.ratio[1]), generator).exp()
         width = (area * ratio).sqrt().round()  # (N, TRIES)
         height = (area / ratio).sqrt().round()
-        fits = (width >= 1) & (width <= W) & (height >= 1) & (height <= H)
+        fits = (width >= 1) & (width <= _row(W)) & (height >= 1) & (height <= _row(H))
         first = fits.int().argmax(1, keepdim=True)  # (N, 1); 0 where none fits
         found = fits.any(1)
         low, high = self.ratio  # of the central rectangle for the images without a fit
-        height = torch.where(found, height.gather(1, first)[:, 0], min(H, round(W / low)))
-        width = torch.where(found, width.gather(1, first)[:, 0], min(W, round(H * high)))
+        height = torch.where(found, height.gather(1, first)[:, 0], _at_most(H, W / low))
+        width = torch.where(found, width.gather(1, first)[:, 0], _at_most(W, H * high))
         top = torch.where(found, uniform(N, 0, 1, generator) * (H - height + 1), (H - height) / 2).floor()
         left = torch.where(found, uniform(N, 0, 1, generator) * (W - width + 1), (W - width) / 2).floor()
         return {"top": top, "left": left, "height": height, "width": width}
@@ -68,6 +71,18 @@ class RandomResizedCrop(Operation):
         rows = interpolation_matrix(params["top"], params["height"], H, self.size[0])
         columns = interpolation_matrix(params["left"], params["width"], W, self.size[1])
         return resample(images, rows, columns)
+
+
+def _row(size: float | Tensor) -> float | Tensor:
+    """A size, or the sizes (N,) of images as (N, 1)."""
+    return size[:, None] if isinstance(size, Tensor) else size
+
+
+def _at_most(limit: float | Tensor, value: float | Tensor) -> float | Tensor:
+    """The value as a whole number, or the limit where it is smaller."""
+    if isinstance(value, Tensor):
+        return torch.minimum(limit, value.round())
+    return min(limit, round(value))
 
 
 def interpolation_matrix(start: Tensor, length: Tensor, full: int, out: int) -> Tensor:

@@ -17,7 +17,7 @@ from dcopy.workflow import environment
 from dcopy.workflow.plan import ROOT
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-EXTRAS = ("notebooks", "slurm", "lightly", "timm", "heic", "browser", "dev")
+EXTRAS = ("notebooks", "slurm", "lightly", "datasets", "timm", "heic", "browser", "dev")
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
 
 

@@ -6,7 +6,7 @@
 #   bash run_all.sh PRESET [...]        another preset; --help and --list say more
 #   bash run_all.sh check [PRESET]      whether your run reproduces the committed one, number by number
 #   bash run_all.sh adopt PRESET        make your run the committed one, results/reference/PRESET
-#   bash run_all.sh site [PRESET]       make the pages of your run anew, or of the committed one
+#   bash run_all.sh site [PRESET]       tables, figures and pages anew, without training: of your run, or the committed one
 #
 # An environment in which all requirements are met already (conda, Colab, your own venv) is used
 # as it is. Otherwise .venv is made here and filled from requirements.lock; without an NVIDIA GPU on

@@ -27,7 +27,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     about = {
         "check": "is a run a reproduction of the reference? number by number; exit code 0 if it is",
         "adopt": "make a finished run, or the records in bench or comparison, the reference",
-        "site": "make the pages of a preset anew: of your own run, or of the reference where there is none",
+        "site": "make tables, figures and pages anew from result files, without training: those of your own "
+        "run, or of the reference where there is none",
     }
     for name, text in about.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -36,6 +37,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         command.add_argument("options", nargs="*", metavar="name=value", help="as the preset was run with")
         command.add_argument("--results", metavar="DIR", help="folder of all results")
     commands.choices["check"].add_argument("--brief", action="store_true", help="say the verdict alone")
+    only = "make the pages alone, with tables and figures as they are"
+    commands.choices["site"].add_argument("--pages", action="store_true", help=only)
     return parser.parse_args(arguments)
 
 
@@ -82,12 +85,19 @@ def adopt(name: str, options: list[str], root: Path) -> int:
     return 0
 
 
-def site(preset: str, options: list[str], root: Path) -> int:
+def site(preset: str, options: list[str], root: Path, pages: bool) -> int:
+    """Exit code: 0, or 1 where a notebook failed, whose tables and figures are then those from before."""
     from .site import build
 
+    failed = []
+    if not pages:
+        from .site import remake
+
+        with results.locked(root / preset):
+            failed = remake.remake(preset, options, root / preset)
     page = build.build(preset, options, root / preset)
     say(f"page: {plan.shortest(page)}{opened_by(page)}")
-    return 0
+    return int(bool(failed))
 
 
 def opened_by(page: Path) -> str:
@@ -106,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "check":
             return check(given.preset, given.options, root, given.brief)
         if given.command == "site":
-            return site(given.preset, given.options, root)
+            return site(given.preset, given.options, root, given.pages)
         return adopt(given.preset, given.options, root)
     except (OSError, ValueError) as error:
         print(machine.explain(error), file=sys.stderr)

@@ -229,7 +229,7 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
 
 def make_site(given: argparse.Namespace, folder: Path) -> None:
     """Show the preset as pages. If that fails, one line says so; all else is done and stays."""
-    command = [sys.executable, "-m", "dcopy.report", "site", given.preset, *given.options]
+    command = [sys.executable, "-m", "dcopy.report", "site", given.preset, *given.options, "--pages"]
     captured = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "env": utf8()}
     answer = subprocess.run([*command, "--results", folder.parent], **captured)
     if answer.returncode:

@@ -1,8 +1,10 @@
 """The pages of a preset: whole in themselves, from files alone, whatever part of these is there."""
 
+import ast
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import nbformat
@@ -12,7 +14,7 @@ import pytest
 import dcopy
 from dcopy import results
 from dcopy.report import tables
-from dcopy.report.site import build, notebook, reference
+from dcopy.report.site import build, notebook, reference, remake
 from dcopy.workflow import plan
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -110,7 +112,37 @@ def test_the_front_page_says_what_is_there_and_what_is_missing(site, preset):
 def test_without_anything_to_show_it_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"holds no results to show; `bash run_all.sh stl10` makes"):
         build.build("stl10", [], tmp_path / "stl10")
-    assert build.source(tmp_path / "quick") == results.reference() / "quick"
+    assert remake.places(tmp_path / "quick")[0] == results.reference() / "quick"
+
+
+def test_tables_and_figures_are_made_anew_from_the_reference_by_notebooks_that_train_nothing(
+    tmp_path, monkeypatch
+):
+    called = []
+
+    def run(command, **options):
+        called.append(command[3:])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(remake.subprocess, "run", run)
+    assert remake.remake("ablations", ["seeds=5"], tmp_path / "ablations") == []
+    (words,) = called  # of the notebooks of this preset, one trains nothing
+    assert words[:2] == ["--results-dir", str(tmp_path / "ablations/anew/ablations")]
+    assert words[2] == "notebooks/06_ablations.ipynb"
+    (runs,) = [word.removeprefix("runs=") for word in words if word.startswith("runs=")]
+    finished = (results.reference() / "ablations").glob("runs/*/result.json")
+    assert set(ast.literal_eval(runs)) == {path.parent.name for path in finished}  # and no other seed
+
+
+def test_what_was_made_anew_goes_before_the_reference_and_an_own_run_before_both(tmp_path):
+    folder = tmp_path / "quick"
+    anew = results.write_text(folder / "anew/quick/tables/methods.md", "")
+    places = remake.places(folder)
+    assert build.latest(places, ["tables/methods.md"]) == [anew]
+    (claims,) = build.latest(places, ["theory/claims.csv"])
+    assert claims.is_relative_to(results.reference())
+    results.write_text(folder / "notebooks/01_linear_theory.ipynb", "")
+    assert remake.places(folder) == [folder]
 
 
 def test_the_reference_has_every_public_name(site):

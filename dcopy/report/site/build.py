@@ -8,14 +8,13 @@ import shutil
 from pathlib import Path
 
 import jinja2
-import nbformat
 from pygments.formatters import HtmlFormatter
 
 from ... import results
 from ...workflow import plan, presets
 from ...workflow.outcome import clock
 from .. import claims, readme
-from . import notebook, reference
+from . import notebook, reference, remake
 
 FIGURES = (  # for the front page, the first three that are there
     "theory-phase-diagrams",
@@ -30,14 +29,10 @@ TABLES = ("methods", "beside")  # likewise, the first
 PARTS = {"figures": (".png", ".pdf"), "tables": (".csv", ".md", ".tex")}  # to download
 
 
-def source(folder: Path) -> Path:
-    """Where a preset's results are: its own folder if a notebook has run there, else the reference."""
-    return folder if executed(folder) else results.own_or_reference(folder)
-
-
-def executed(folder: Path) -> list[Path]:
+def executed(places: list[Path]) -> list[Path]:
     """Notebooks that ran to their end; those that run or failed have a second suffix."""
-    return sorted(path for path in folder.glob("notebooks/*.ipynb") if path.suffixes == [".ipynb"])
+    found = {path.name: path for place in places for path in place.glob("notebooks/*.ipynb")}
+    return [found[name] for name in sorted(found) if found[name].suffixes == [".ipynb"]]
 
 
 def build(preset: str, options: list[str], folder: Path) -> Path:
@@ -55,21 +50,24 @@ def build(preset: str, options: list[str], folder: Path) -> Path:
         ValueError: nothing has been run and there is no reference.
         OSError: the folder cannot be written.
     """
-    place, site = source(folder), folder / "site"
-    if not place.is_dir():
+    places, site = remake.places(folder), folder / "site"
+    if not places[0].is_dir():
         shown = plan.shortest(folder)
         raise ValueError(f"{shown} holds no results to show; `bash run_all.sh {preset}` makes them")
     exporter = notebook.Exporter()
-    pages = [notebook.page(exporter, path) for path in executed(place)]
+    pages = [notebook.page(exporter, path) for path in executed(places)]
     writer = Writer(site, preset)
-    files = {name: copied(place / name, site / name, suffixes) for name, suffixes in PARTS.items()}
+    files = {
+        name: copied([place / name for place in places], site / name, suffixes)
+        for name, suffixes in PARTS.items()
+    }
     writer.style()
     for page in pages:
         writer.page(page["stem"], "page.html.j2", **page)
     modules = reference.entries()
     names = [(module["name"], module["name"]) for module in modules]
     writer.page("reference", "reference.html.j2", title="Reference", headings=names, modules=modules)
-    content = front(preset, options, place, pages)
+    content = front(preset, options, places, pages)
     return writer.page("index", "front.html.j2", files={k: v for k, v in files.items() if v}, **content)
 
 
@@ -96,19 +94,22 @@ class Writer:
         results.write_text(self.site / "site.css", "\n".join([light, dark, own, ground]))
 
 
-def copied(source: Path, target: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
-    """Copy a folder's files; their names without suffix, and the suffixes that each has."""
+def copied(sources: list[Path], target: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Copy the files of folders into one; their names without suffix, and the suffixes that each has."""
+    shutil.rmtree(target, ignore_errors=True)  # what an earlier site had and these folders do not
+    paths = [path for folder in sources for path in folder.glob("*") if path.suffix in suffixes]
+    for path in paths:
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / path.name)
     found: dict[str, list[str]] = {}
-    for path in sorted(source.glob("*")):
-        if path.suffix in suffixes:
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / path.name)
-            found.setdefault(path.stem, []).append(path.suffix)
+    for name in sorted({path.name for path in paths}):
+        found.setdefault(Path(name).stem, []).append(Path(name).suffix)
     return found
 
 
-def front(preset: str, options: list[str], place: Path, pages: list[dict]) -> dict:
-    """What the front page says, all of it from the files in `place`."""
+def front(preset: str, options: list[str], places: list[Path], pages: list[dict]) -> dict:
+    """What the front page says, all of it from the files in these places."""
+    place = places[0]
     jobs = plan.jobs(preset, options, plan.shortest(place))
     names = [page["stem"] for page in pages]
     labels = {job.name: job.label for job in jobs}
@@ -116,7 +117,7 @@ def front(preset: str, options: list[str], place: Path, pages: list[dict]) -> di
         page["label"] = labels.get(page["stem"], page["stem"])
         page["time"] = page["seconds"] and clock(page["seconds"])
     of_notebook = {name.partition("-")[0]: name for name in reversed(names)}
-    table = next((path for name in TABLES if (path := place / "tables" / f"{name}.md").exists()), None)
+    table = next(iter(latest(places, [f"tables/{name}.md" for name in TABLES])), None)
     seconds = sum(page["seconds"] or 0 for page in pages)
     made = [readme.origin_of(place) or "No run of this preset has finished yet."]
     made += [f"Its {len(pages)} executed notebooks took {clock(seconds)} together."] if pages else []
@@ -133,7 +134,10 @@ def front(preset: str, options: list[str], place: Path, pages: list[dict]) -> di
         "total": len(jobs),
         "claims": claim_rows(jobs, place, of_notebook),
         "findings": sentences(preset, place),
-        "pictures": [picture(place, path.stem, pages) for path in pictures(place)],
+        "pictures": [
+            picture(path.stem, pages)
+            for path in latest(places, [f"figures/{name}.png" for name in FIGURES])[:3]
+        ],
         "table": table and notebook.markdown(table.read_text(encoding="utf-8")),
         "pages": pages,
         "command": " ".join(["bash run_all.sh", preset, *options]),
@@ -169,16 +173,16 @@ def sentences(preset: str, place: Path) -> list[str]:
     return found + ([item["sentence"] for item in results.read_json(path)] if path.exists() else [])
 
 
-def pictures(place: Path) -> list[Path]:
-    paths = (place / "figures" / f"{name}.png" for name in FIGURES)
-    return [path for path in paths if path.exists()][:3]
+def latest(places: list[Path], names: list[str]) -> list[Path]:
+    """The files of these names that there are, each from the last place that has it."""
+    found = [[place / name for place in places if (place / name).exists()] for name in names]
+    return [paths[-1] for paths in found if paths]
 
 
-def picture(place: Path, stem: str, pages: list[dict]) -> dict:
+def picture(stem: str, pages: list[dict]) -> dict:
     """A figure with the caption that follows it in the notebook that made it."""
     for page in pages:
-        cells = nbformat.read(place / "notebooks" / f"{page['stem']}.ipynb", as_version=4).cells
-        for cell, following in itertools.pairwise(cells):
+        for cell, following in itertools.pairwise(page["cells"]):
             if f'"{stem}"' in cell.source and following.source.startswith("**Figure"):
                 text = re.sub(r"[*`]", "", following.source.partition("\n")[0])
                 return {"file": f"{stem}.png", "caption": text.partition(" ")[2], "page": page["stem"]}

@@ -65,7 +65,7 @@ class Exporter(HTMLExporter):
 
 
 def page(exporter: Exporter, path: Path) -> dict:
-    """What the template of a page needs: title, its headings as (id, text), body and seconds it took."""
+    """What a page needs: title, its headings as (id, text), body, cells, and the seconds it took."""
     notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
     body, _ = exporter.from_notebook_node(notebook)
     first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
@@ -74,5 +74,6 @@ def page(exporter: Exporter, path: Path) -> dict:
         "title": first.partition("\n")[0].lstrip("# ") or path.stem,
         "headings": HEADING.findall(body),
         "body": body,
+        "cells": notebook.cells,
         "seconds": notebook.metadata.get("papermill", {}).get("duration"),
     }

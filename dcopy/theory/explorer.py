@@ -1,9 +1,11 @@
-"""Sliders over the flow of two features; a picture where no kernel is alive to move them."""
+"""Sliders over the flow of two features, moved by a live kernel, or by JavaScript where there is none."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
+from importlib.resources import files
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ SLIDERS = {  # name: label, first, last, step, value
 }
 CONVENTION = ("predictor of", {"views (algorithm)": "views", "data (paper)": "data"})
 LONGEST = 100  # time units on the axis
+LINEAR = 0.3  # of them, the first, on a linear scale; then it is logarithmic
+PAIR = (COLORS["directcopy"], COLORS["none"])  # the feature without noise, and the noisy one
 
 
 def decimals(step: float) -> int:
@@ -133,6 +137,7 @@ def path(delta: float, ends: Tensor, variances: Tensor, *args) -> tuple[Tensor, 
     shares = shares.flatten(0, 1).clamp(1e-9, 1).sort(dim=0, descending=True).values
     weights = ends + way * shares
     speed = feature(weights, variances, eta, alpha, eps, convention=convention).abs()
+    speed = speed.clamp(min=1e-300)  # rounding may put a point where a feature rests
     times = torch.cumulative_trapezoid(1 / speed, -shares, dim=0) * way.abs()
     times = torch.where(rests, 0.0, torch.cat([torch.zeros_like(times[:1]), times]))
     weights = torch.where(rests, ends, weights)
@@ -154,8 +159,8 @@ class Explorer:
     """Trajectories of two features that follow sliders; displays itself in a notebook.
 
     The axes are drawn once; a slider moves the lines, which takes tens of milliseconds. Needs
-    ipywidgets and nothing else in JupyterLab and in Colab. Without a live kernel (papermill, a
-    preview) the last picture is shown.
+    ipywidgets and nothing else in JupyterLab and in Colab. Without a live kernel (a page, a stored
+    copy) `html` is shown, whose sliders move as well; a preview that runs no scripts shows its picture.
 
     >>> len(Explorer().update(eta=0.1)) > 1000
     True
@@ -165,12 +170,11 @@ class Explorer:
         self.figure = Figure(figsize=(7.2, 3.4), dpi=90, layout="constrained")
         self.canvas = FigureCanvasAgg(self.figure)
         ax = self.figure.add_subplot()
-        ax.set_xscale("symlog", linthresh=0.3, linscale=0.4)
+        ax.set_xscale("symlog", linthresh=LINEAR, linscale=0.4)
         ax.set(xlim=(0, LONGEST), ylim=(-0.03, 1.25), xlabel="time t", ylabel="weight λ")
         ax.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-        colors = (COLORS["directcopy"], COLORS["none"])
-        self.lines = [ax.plot([], [], color=color)[0] for color in colors]
-        self.limits = [ax.axhline(0, color=color, ls="--", lw=1.2) for color in colors]
+        self.lines = [ax.plot([], [], color=color)[0] for color in PAIR]
+        self.limits = [ax.axhline(0, color=color, ls="--", lw=1.2) for color in PAIR]
         self.legend = ax.legend(
             self.lines,
             ["σ² = 0.00"] * 2,
@@ -237,4 +241,24 @@ class Explorer:
     def _repr_mimebundle_(self, include=None, exclude=None):
         bundle = self.widget()._repr_mimebundle_(include=include, exclude=exclude)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        return {**data, "image/png": base64.b64encode(self.png).decode()}, metadata
+        return {**data, "text/html": self.html()}, metadata
+
+    def html(self) -> str:
+        """The sliders as a part of a page that needs nothing else: its style, its script, and the picture."""
+        style, script = (
+            files(__package__).joinpath(f"explorer.{kind}").read_text(encoding="utf-8")
+            for kind in ("css", "js")
+        )
+        names = ("sliders", "convention", "longest", "colors", "linear")
+        settings = dict(zip(names, (SLIDERS, CONVENTION, LONGEST, PAIR, LINEAR), strict=True))
+        small = io.BytesIO()
+        Image.open(io.BytesIO(self.png)).quantize(64).save(small, "PNG", optimize=True)
+        picture = base64.b64encode(small.getvalue()).decode()
+        image = f'<img alt="weights of two features against time" src="data:image/png;base64,{picture}">'
+        start = f"forEach((root) => explorer(root, {json.dumps(settings)}));"
+        return (
+            f"<style>\n{style}</style>\n"
+            f'<div class="dcopy-explorer">{image}</div>\n'
+            f'<script>(() => {{\n{script}\ndocument.querySelectorAll(".dcopy-explorer").{start}\n'
+            "})();</script>"
+        )

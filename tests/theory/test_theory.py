@@ -266,4 +266,4 @@ def test_sliders_redraw_the_picture_and_its_verdict(values, words):
     assert words in explorer.title.get_text()
     assert box.children[1].value == explorer.png and (explorer.png != before) is bool(values)
     bundle, _ = explorer._repr_mimebundle_()  # the picture stays where no kernel is alive
-    assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
+    assert {"text/html", "application/vnd.jupyter.widget-view+json"} <= set(bundle)

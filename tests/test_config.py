@@ -13,6 +13,7 @@ import dcopy
 from dcopy.config import METHODS, RECIPES, TrainConfig, parse_options
 from dcopy.predictors import build_predictor
 from dcopy.workflow import presets
+from dcopy.workflow.plan import ROOT
 from dcopy.workflow.presets import PRESETS, Preset, with_options
 
 DATASETS = [*(name for name in RECIPES if name != "folder"), "folder:/data/birds"]
@@ -260,3 +261,11 @@ def test_the_presets_of_imagenet_are_the_two_published_settings():
         assert (run.optimizer, run.batch_size, run.warmup, run.symmetric_loss) == ("lars", 4096, 10, True)
         assert (run.weight_decay, run.decay, run.heads) == (1e-6, "weights", "byol")
         assert run.lr == pytest.approx({100: 7.2, 300: 4.8}[run.epochs])
+
+
+def test_runs_that_were_committed_keep_their_names():
+    """Whatever fields there are by now: what the protocol of small images has is in no name."""
+    found = list((ROOT / "results" / "reference").glob("*/runs/*/result.json"))
+    for path in found:
+        assert TrainConfig.from_dict(json.loads(path.read_text())["config"]).name == path.parent.name
+    assert found

@@ -80,6 +80,7 @@ def test_imagenet_is_planned_without_its_images():
     assert any("22 to 40 GB of its images made smaller" in line for line in found)
 
 
-def test_presets_of_other_epochs_and_schedules_start_anew():
-    """300 epochs are no continuation of 100 where a cosine ends with them."""
-    assert all(job.after is None for job in plan.jobs("imagenet", [], "results/imagenet"))
+def test_runs_of_more_epochs_start_anew_where_a_schedule_ends_with_them():
+    for schedule, goes_on in (("constant", True), ("cosine", False)):
+        options = ["methods=directcopy", "epochs=10,30", f"lr_schedule={schedule}"]
+        assert any(job.after for job in plan.jobs("quick", options, "results/quick")) == goes_on

@@ -87,16 +87,17 @@ def extract_features(
 def cached_features(encoder: nn.Module, images: Tensor, folder: str | Path | None) -> np.ndarray:
     """`extract_features`, kept in `folder` under the fingerprints of encoder and images.
 
-    Other weights or other images have another name, so a stale file is never read. None: no cache.
+    Other weights or other images have another name, so a stale file is never read. None: no cache, and none
+    of more than LARGE images either, whose 10 GB a run would fill a disk.
     """
-    if folder is None:
+    if folder is None or len(images) > LARGE:
         return extract_features(encoder, images)
     path = Path(folder) / f"features-{checkpoint.fingerprint(encoder)}-{data.fingerprint(images)}.npy"
     if not path.exists():
         features = extract_features(encoder, images)
         with results.atomic(path) as temporary, open(temporary, "wb") as file:
             np.save(file, features, allow_pickle=False)
-    return np.load(path, mmap_mode="r" if len(images) > LARGE else None, allow_pickle=False)
+    return np.load(path, allow_pickle=False)
 
 
 def protocol(images: ImageData, draws: int = 20, k: int = 200) -> dict:

@@ -62,7 +62,7 @@ def sgd_probe(
 
     Returns:
         accuracy and top5 (of the test set), lr, C, validation_accuracy, converged (whether the loss became
-        no nan), epochs, crops (whether there were any), seconds.
+        no nan), epochs, iterations, crops (whether there were any), seconds.
 
     Raises:
         ValueError: as `linear_probe`, or an option is outside its range.
@@ -118,6 +118,7 @@ def sgd_probe(
         "validation_accuracy": scores[best],
         "converged": bool(torch.isfinite(layer.weight).all()),
         "epochs": epochs,
+        "iterations": epochs * math.ceil(len(train_y) / batch_size),
         "crops": crops is not None,
         "seconds": round(time.perf_counter() - start, 3),
     }

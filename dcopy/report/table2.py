@@ -84,7 +84,7 @@ def notes(published: list[dict]) -> list[str]:
     """What must be said below the table, the settings that were filled in among it."""
     listed = _listed(published)
     methods = dict.fromkeys(cell["method"] for cell in wanted().values())
-    missing = ", ".join(name for name in methods if name not in {method for _, _, method in listed})
+    missing = " or ".join(name for name in methods if name not in {method for _, _, method in listed})
     found = [
         "Linear probe, accuracy in percent. top-1, top-5: as published; T9 is Table 9 of arXiv 2102.06810, "
         "which has no 100 epochs. here: our runs of the presets imagenet-60 and imagenet, mean ± standard "
@@ -114,7 +114,7 @@ def filled_in() -> list[str]:
         f"{target}, learning rate {rates} after {run.warmup} epochs of warm-up, then a cosine; LARS with "
         f"momentum {run.momentum:g} and η = 0.001, weight decay {run.weight_decay:g}, neither on biases and "
         "BatchNorm.",
-        f"Filled in, batch {sgd.batch_size}: {heads}, {views} and {target} likewise; from SimSiam's code "
+        f"Filled in, batch {sgd.batch_size}: {heads}, {target} and {views}, likewise; from SimSiam's code "
         f"(facebookresearch/simsiam) learning rate {256 * sgd.lr / sgd.batch_size:.2g} × batch/256 in a "
         f"cosine without warm-up, momentum {sgd.momentum:g}, weight decay {sgd.weight_decay:g} on all "
         "parameters.",

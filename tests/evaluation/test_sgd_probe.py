@@ -72,7 +72,6 @@ def test_crops_of_images_in_memory_differ_by_epoch_and_are_the_same_again():
 
 def test_crops_of_images_on_disk_are_cut_by_their_reader():
     """Boxes of the area and inside of each image's own size; `crops` gets them one image at a time."""
-    pytest.importorskip("dcopy.data.stored")
     boxes = {}
 
     class OnDisk:

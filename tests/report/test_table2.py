@@ -65,4 +65,4 @@ def test_the_notes_name_what_was_filled_in(reference):
     ):
         assert setting in text
     assert "0.05 × batch/256" in text and "momentum from 0.99 to 1" in text and "4096 and 256 units" in text
-    assert "no number for DirectCopy, DirectCopy, F/‖F‖." in text
+    assert "no number for DirectCopy or DirectCopy, F/‖F‖." in text

@@ -134,6 +134,18 @@ def test_tables_and_figures_are_made_anew_from_the_reference_by_notebooks_that_t
     assert set(ast.literal_eval(runs)) == {path.parent.name for path in finished}  # and no other seed
 
 
+def test_what_the_files_alone_do_not_hold_stays_as_committed(tmp_path, capsys):
+    source, target = tmp_path / "reference", tmp_path / "anew"
+    for place, value in ((source, "0.8"), (target, "not run")):
+        results.write_text(place / "tables/surviving.md", value)
+        results.write_text(place / "tables/methods.md", "0.9")
+        results.write_text(place / "figures/surviving.png", "")
+        results.write_text(place / "notebooks/06_ablations.ipynb", "")
+    remake.keep_what_is_lost(source, target, "06_ablations")
+    assert {path.name for path in target.rglob("*.*")} == {"methods.md"}
+    assert capsys.readouterr().out.startswith("surviving: not in the result files alone")
+
+
 def test_what_was_made_anew_goes_before_the_reference_and_an_own_run_before_both(tmp_path):
     folder = tmp_path / "quick"
     anew = results.write_text(folder / "anew/quick/tables/methods.md", "")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ... import results
 from ...workflow import plan
+from ...workflow.outcome import say
+from .. import published
 
 READERS = ("01_linear_theory", "02_sample_complexity", "05_paper_tables", "06_ablations")
 
@@ -53,4 +55,22 @@ def remake(preset: str, options: list[str], folder: Path) -> list[str]:
         command = [sys.executable, "-m", "dcopy.workflow.notebook", *words]
         if subprocess.run(command, cwd=plan.ROOT, env=os.environ | {"PYTHONUTF8": "1"}).returncode:
             failed.append(job.name)
+        elif source != target:
+            keep_what_is_lost(source, target, job.name)
     return failed
+
+
+def keep_what_is_lost(source: Path, target: Path, name: str) -> None:
+    """Take back what the files no longer hold, as what takes weights that were not passed on."""
+    kept = [path for path in source.glob("tables/*.md") if published.NOT_RUN not in _text(path)]
+    lost = [path.stem for path in kept if published.NOT_RUN in _text(target / "tables" / path.name)]
+    for stem in lost:
+        for path in (*target.glob(f"tables/{stem}.*"), *target.glob(f"figures/{stem}.*")):
+            path.unlink()
+    if lost:
+        (target / "notebooks" / f"{name}.ipynb").unlink(missing_ok=True)
+        say(f"{', '.join(lost)}: not in the result files alone; table, figure and page stay as committed")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""

@@ -79,6 +79,16 @@ def test_one_accuracy_moved_by_five_points_is_named(rerun, number, method):
     assert f"{wrong['label']}, {number}: " in record["verdict"]
 
 
+def test_it_matters_not_which_other_numbers_there_are(rerun):
+    def fewer(probe):
+        del probe["label_efficiency"][2]
+        probe["protocol"]["labels_per_class"] = [1, 5]
+
+    edit(rerun, "runs/*/probe.json", fewer)
+    record = reproduction.check(rerun, QUICK)
+    assert record["reproduced"] and not any(row["number"] == "10 a class" for row in record["numbers"])
+
+
 def test_a_rerun_with_other_weights_is_held_to_the_spread_of_its_seeds(rerun):
     edit(rerun, "runs/*-seed?-*/probe.json", other_weights)
     record = reproduction.check(rerun, QUICK)

@@ -62,7 +62,7 @@ def library_config(encoder, **fields):
 @pytest.mark.parametrize(
     "encoder, size, dim",
     [
-        ("torchvision:resnet50", 64, 2048),
+        ("torchvision:resnet50", 32, 2048),
         ("torchvision:mobilenet_v3_small", 32, 1024),  # with dropout before its last layer
         ("timm:test_vit", 32, 64),  # made for 160 pixels
         ("timm:test_efficientnet", 32, 256),
@@ -96,12 +96,12 @@ def test_what_features_do_not_depend_on_is_not_trained(monkeypatch):
         ),
         ("timm:vit_smal_patch16_224", "is not a model of timm; names near it: vit_small_patch16_224,"),
         ("torchvision:squeezenet1_0", "has no linear layer to take off; choose another"),
-        ("torchvision:alexnet", r"does not take images of 3x16x16 \(.+\)$"),
+        ("timm:test_vit", r"does not take images of 3x8x8 \(.+\)$"),
     ],
 )
 def test_a_model_that_does_not_fit_gives_one_line(encoder, message):
     with pytest.raises(ValueError, match=message) as error:
-        Network(library_config(encoder, image_size=16), channels=3)
+        Network(library_config(encoder, image_size=8), channels=3)
     assert "\n" not in str(error.value)
 
 

@@ -48,6 +48,7 @@ def measure(config: TrainConfig) -> dict:
     step = step_parts(trial, device, steps=3, warmup=1, compile=False)
     count, memory = images(config), step["memory"]
     channels = 1 if config.dataset == "digits" else 3
+    views = 2 * 4 * size * channels * config.image_size**2  # bytes of the trial's
     trainer = Trainer(config, channels)
     state = sum(tensor.nbytes for tensor in trainer.tensors().values())
     momentum = sum(parameter.nbytes for parameter in trainer.named_parameters.values())
@@ -62,6 +63,7 @@ def measure(config: TrainConfig) -> dict:
         "seconds": times * step["ms"] / 1e3,
         "memory": (peak or memory["estimate"])
         + int((larger - 1) * memory["activations"])
+        + int((times - larger) * views)  # of the parts that wait
         + (0 if config.dataset in READ_FROM_DISK else count * channels * config.image_size**2),
         "disk": 2 * (state + momentum),
         "trial": trial.batch_size,

@@ -81,7 +81,7 @@ def test_simsiams_predictor_keeps_its_learning_rate():
 def test_a_run_with_schedules_and_parts_stops_and_goes_on_bitwise(tmp_path):
     config = tiny_config(**LARS, **COSINE, accumulate=2)
     whole = tiny_run(tmp_path / "whole", config)
-    for _ in range(5):
+    for _ in range(2):
         with pytest.raises(Interrupted):
             tiny_run(tmp_path / "parts", config, stop_after=0)
     assert_same(tiny_run(tmp_path / "parts", config), whole)

@@ -15,6 +15,7 @@ from ..workflow import plan, presets
 from ..workflow.outcome import clock
 from . import claims, comparison, health_limits, published
 
+MAIN = ("method", "health (no labels used)", "1 a class", "all labels", "k-NN")
 SHOWN = ("quick", "cifar10-small", "ablations")  # presets with a part of their own
 
 
@@ -24,7 +25,7 @@ class Claim:
 
     statement: str
     notebook: str
-    paper: str = "—"  # where it was made before
+    paper: str = ""  # where it was made before
     theory: tuple[int, ...] = ()  # claims in theory/claims.csv
     column: str = ""  # of tables/`table`.csv
     methods: tuple[str, ...] = ()  # rows of it
@@ -87,15 +88,14 @@ CLAIMS = (
         methods=("DirectCopy", "no predictor"),
     ),
     Claim(
-        "Digits, accuracy in % on one label a class: DirectCopy needs no eigendecomposition to keep up",
+        "Digits, accuracy in % on one label a class: DirectCopy keeps up without an eigendecomposition",
         "04_linear_probe",
         "abstract",
         column="1 a class",
         methods=("DirectCopy", "DirectPred", "raw pixels", "random encoder"),
     ),
     Claim(
-        "One line turns the BYOL or SimSiam of another library, lightly, into DirectCopy: digits, accuracy "
-        "in % on one label a class",
+        "One line gives lightly's BYOL and SimSiam DirectCopy: digits, accuracy in % on one label a class",
         "07_your_own_trainer",
         column="1 a class",
         methods=(
@@ -174,19 +174,37 @@ def colab(repository: str | None, path: str) -> str:
 def results_part(folder: Path, repository: str | None = REPOSITORY) -> str:
     """Claims, the runs that all of it is from, and a table or list for each kind of result."""
     quick, small = folder / "quick", folder / "cifar10-small"
-    parts = [
-        _table(_claim(claim, quick, repository) for claim in CLAIMS),
-        *_folded("The paper's claims on every data set, computed from the files of runs", _claims(folder)),
+    numbers = [
         origin(folder),
         _methods(quick) or "The quick preset: not run.",
         _methods(small) or "cifar10-small: not run.",
+    ]
+    parts = [
+        _table(_claim(claim, quick, repository) for claim in CLAIMS),
+        _times(quick),
+        *_main_table(quick),
+        *_folded("The paper's claims on every data set, computed from the files of runs", _claims(folder)),
+        *_folded("All numbers of all methods, and which runs they are from", numbers),
         *_folded("Table 1 of the paper, published and here", _table1(folder)),
         *_findings(folder),
-        *_health(folder),
-        *_lightly(folder),
-        *_speed(folder),
+        *_folded("Health, speed, and lightly beside", _health(folder) + _lightly(folder) + _speed(folder)),
     ]
     return "\n\n".join(parts)
+
+
+def _times(quick: Path) -> str:
+    """What each notebook took, once."""
+    names = dict.fromkeys(claim.notebook for claim in CLAIMS)
+    return "Time of each notebook: " + ", ".join(f"{name[:2]} {_time(name, quick)}" for name in names) + "."
+
+
+def _main_table(quick: Path) -> list[str]:
+    """The columns of the quick preset's table that a reader wants first."""
+    rows = _csv(quick / "tables" / "methods.csv")
+    if not rows:
+        return []
+    text = "Digits, test accuracy in percent, mean ± std over seeds; the verdict on health sees no label."
+    return [text, _table({name: row[name] for name in MAIN if name in row} for row in rows)]
 
 
 def origin(folder: Path) -> str:
@@ -276,11 +294,9 @@ def _claim(claim: Claim, quick: Path, repository: str | None) -> dict:
     path = f"notebooks/{claim.notebook}.ipynb"
     link = colab(repository, path)
     return {
-        "claim": claim.statement,
+        "claim": claim.statement + (f" ({claim.paper})" if claim.paper else ""),
         "notebook": f"[{claim.notebook[:2]}]({path})" + (f", [Colab]({link})" if link else ""),
-        "paper": claim.paper,
         "here": here(claim, quick) or published.NOT_RUN,
-        "time": _time(claim.notebook, quick),
     }
 
 

@@ -21,6 +21,14 @@ def test_the_readme_agrees_with_the_files():
     assert readme.fill(TEXT, plan.ROOT) == TEXT, "`python -m dcopy.report.readme` writes it anew"
 
 
+def test_what_a_reader_sees_first_is_read_in_three_minutes():
+    unfolded = re.sub(r"<details>.*?</details>|```.*?```|<!--.*?-->", "", TEXT, flags=re.DOTALL)
+    words = re.findall(r"[^\W\d_]{2,}", re.sub(r"\]\([^)]+\)", "", unfolded))
+    assert len(words) < 3 * 260  # words a minute
+    for line in unfolded.splitlines():
+        assert not line.startswith("|") or line.count("|") <= 6, line  # at most five columns
+
+
 def test_the_readme_lists_the_presets():
     assert readme.presets_part() in TEXT
     assert all(preset.summary in TEXT for preset in presets.PRESETS.values())
@@ -93,12 +101,14 @@ def row(part: str, start: str) -> list[str]:
 
 def test_every_number_comes_from_its_file(project):
     part = readme.results_part(project / "results/reference")
-    assert row(part, "DirectSet(α) learns")[3:] == ["2 of 2 predictions met, largest error 3e-09", "1:05"]
-    assert row(part, "The labels needed")[3:] == ["0 of 1 predictions met, largest error 0.7", "—"]
+    assert row(part, "DirectSet(α) learns")[2:] == ["2 of 2 predictions met, largest error 3e-09"]
+    assert row(part, "The labels needed")[2:] == ["0 of 1 predictions met, largest error 0.7"]
     health = "DirectCopy healthy 3/3, no predictor collapsed 3/3"
-    assert row(part, "Digits: collapse")[3:] == [health, "1:30"]  # of both copies that finished
-    assert row(part, "Digits, accuracy")[3] == "DirectCopy 84.9 ± 1.0"  # no other method was run
-    assert row(part, "With q₋")[3] == "not run"
+    assert row(part, "Digits: collapse")[2:] == [health]
+    assert row(part, "Digits, accuracy")[2] == "DirectCopy 84.9 ± 1.0"  # no other method was run
+    assert row(part, "With q₋")[2] == "not run"
+    assert "01 1:05, 02 —, 08 —, 03 1:30, 04 —" in part  # of 03, both copies that finished
+    assert "| DirectCopy | healthy 3/3 | 84.9 ± 1.0 |" in part
     assert (project / "results/reference/quick/tables/methods.md").read_text().strip() in part
     assert row(part, "CIFAR-10 | DirectCopy |")[2].endswith("† / 81.2 (82.2)")
     assert row(part, "CIFAR-10 | DirectCopy |")[3].endswith("† / not run")
@@ -130,7 +140,7 @@ def test_every_part_is_shown_where_its_file_is(full_project):
     assert "lightly 1.5.20" in part and "7 workers" in part
     assert row(part, "cpu |")[1] == "a processor, 2 threads"
     assert row(part, "step |")[1] == "some accelerator"
-    assert part.count("<details>") == part.count("</details>") == 3
+    assert part.count("<details>") == part.count("</details>") == 5
     assert "a GPU: not run" not in part and "preset: not run" not in part and "small: not run" not in part
     (folder / "bench/step.json").unlink()
     assert "Speed on a GPU: not run." in readme.results_part(folder)
@@ -183,7 +193,7 @@ def test_a_change_in_any_file_shows(full_project, path, old, new):
 def test_without_results_all_is_not_run(tmp_path):
     results.write_text(tmp_path / "results/reference/published.csv", _published())
     part = readme.results_part(tmp_path / "results/reference")
-    assert part.count("| not run | — |") == len(readme.CLAIMS)
+    assert part.split("\n\n")[0].count("| not run |") == len(readme.CLAIMS)
     assert "No run has finished yet." in part
     for what in ("The quick preset", "cifar10-small", "Ablations", "The comparison with lightly"):
         assert f"\n\n{what}: not run." in part
@@ -228,8 +238,9 @@ def test_the_notation_uses_names_of_the_code():
     assert len(named) > 10 and named - {name for pair in assigned for name in pair} == set()
 
 
-def test_what_it_links_to_is_there():
-    for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", TEXT):
+def test_what_it_links_to_and_shows_is_there():
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)\)|src=\"([^\"]+)\"", TEXT):
+        link = "".join(link)
         assert (plan.ROOT / link).exists(), link
 
 

@@ -75,11 +75,11 @@ def pretrain(
         Interrupted: stopped by a signal or by `stop_after`; the state is saved.
     """
     require("processes", processes, processes >= 1, "an integer of at least 1")
+    models.check_names(config)  # before data are fetched
     if processes > 1 and not by_torchrun():
         options = {"device": device, "compile": compile, "checkpoint_minutes": checkpoint_minutes}
         options |= {"stop_after": stop_after, "timeout_minutes": timeout_minutes}
         return launch.pretrain(config, out_dir, processes, images, data_root, skip_bad, **options)
-    models.check_names(config)
     ranks.take_gpu()
     device, _ = hardware.choose(device, config.precision)
     with ranks.joined(config, device, timeout_minutes) as group, contextlib.ExitStack() as held:

@@ -8,9 +8,11 @@ import torch
 from helpers.tiny import assert_same, tiny_config, tiny_run, tiny_views
 from torch import nn
 
+from dcopy import data
 from dcopy.config import METHODS, TrainConfig
 from dcopy.training import graphs, schedule
 from dcopy.training.interrupt import Interrupted
+from dcopy.training.loop import pretrain
 from dcopy.training.runs import load_run
 from dcopy.training.step import Trainer
 
@@ -201,3 +203,10 @@ def test_a_finished_run_of_a_library_model_is_loaded_again(tmp_path):
     config = tiny_config(encoder="timm:test_vit", width=None, epochs=1, **LARS)
     run = tiny_run(tmp_path, config)
     assert load_run(run.folder).result == run.result
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_model_that_does_not_exist_is_refused_before_data_are_read(processes, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("data were read"))
+    with pytest.raises(ValueError, match="encoder=timm:test_vit9 is not a model of timm"):
+        pretrain(tiny_config(encoder="timm:test_vit9", width=None), tmp_path, processes=processes)

@@ -5,7 +5,6 @@ import threading
 import time
 
 import pytest
-from helpers import toy_project
 
 from dcopy.workflow import mirror
 from dcopy.workflow.mirror import Mirror
@@ -109,14 +108,3 @@ def test_a_folder_that_is_not_there_is_refused(places):
     local, remote = places
     with pytest.raises(ValueError, match=r"^mirror='.*nowhere' is not allowed; it must be a folder"):
         Mirror(local, remote.parent / "nowhere" / "quick")
-
-
-def test_a_lost_session_goes_on_from_its_mirror(tmp_path):
-    root, drive = toy_project.make(tmp_path / "project"), tmp_path / "drive"
-    drive.mkdir()
-    code, output = toy_project.finish(root, "one", "--mirror", str(drive))
-    assert code == 0, output
-    shutil.rmtree(root / "results")
-    code, output = toy_project.finish(root, "one", "--mirror", str(drive))
-    assert code == 0 and f"files have come back from {drive / 'one'}" in output
-    assert "2 notebooks to execute, 2 of them done before" in output

@@ -220,6 +220,15 @@ def test_a_run_leaves_the_checkout_as_it_was(finished):
     assert "results/smoke/" in git(root, "status", "--porcelain", "--ignored")
 
 
+def test_a_lost_session_goes_on_from_its_mirror(finished, tmp_path):
+    root, _ = finished
+    shutil.copytree(root / "results/smoke", tmp_path / "drive/smoke", ignore=shutil.ignore_patterns(".s*"))
+    words = ("--results", str(tmp_path / "here"), "--mirror", str(tmp_path / "drive"))
+    code, output = toy_project.finish(root, *ONE, *words)
+    assert code == 0 and f"files have come back from {tmp_path / 'drive/smoke'}" in output
+    assert "5 notebooks to execute, 5 of them done before" in output
+
+
 def test_cores_are_shared_among_the_notebooks_that_run_at_once(finished):
     _, output = finished
     expected = max(1, machine.cores() // preset.default_jobs())

@@ -64,6 +64,16 @@ NOTES = (  # below Table 1
 )
 
 
+ACROSS = (  # below Table 1 in the paper's shape
+    "Each cell published / ours: test accuracy in percent of a linear probe, mean ± standard deviation over "
+    "seeds. In brackets the same runs under the published probe, best of 50 epochs, which peeks at the test "
+    "set: no result, only to compare.",
+    "Ours differ in the probe and, where the details say so, in the start of the target (a copy) and the "
+    "precision (bf16 or fp16); the details, tables/table1-details, name every source.",
+    DAGGER,
+)
+
+
 def read(path: str | Path | None = None) -> list[dict]:
     """The published numbers, with `recalled` (from the provenance) and `origin`, short for source and table.
 
@@ -215,6 +225,25 @@ def shown(rows: list[dict]) -> pd.DataFrame:
         }
         for row in rows
     )
+
+
+def across(rows: list[dict]) -> pd.DataFrame:
+    """The rows of `table1` in the paper's shape: methods down, data sets and epochs across.
+
+    A cell is published / ours, the latter with its number under the published probe in brackets; one for
+    each protocol that ours ran with.
+    """
+    table: dict[str, dict] = {}
+    columns = [f"{data}, {epochs}" for data, epochs in itertools.product(DATASETS.values(), EPOCHS)]
+    for cell in rows:
+        row = table.setdefault(cell["method"], {"method": cell["method"]} | dict.fromkeys(columns, "—"))
+        ours = our_number(cell)
+        if cell["n"]:
+            ours += f" ({with_std(cell['here_peeking'], cell['here_peeking_std'])})"
+        column = f"{cell['data']}, {cell['epochs']}"
+        first = with_std(cell["published"], cell["published_std"], cell["recalled"]) or "—"
+        row[column] = f"{first} / {ours}" if row[column] == "—" else f"{row[column]}, {ours}"
+    return pd.DataFrame(table.values())
 
 
 def our_number(row: dict) -> str:

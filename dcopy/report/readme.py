@@ -248,14 +248,8 @@ def _table1(folder: Path) -> list[str]:
     rows = published.table1(
         published.read(folder / "published.csv"), published.own_runs(sorted(folder.glob("*")))
     )
-    text = (
-        "Each cell published / here: test accuracy in percent of a linear probe, mean ± standard deviation "
-        "over seeds. In brackets the same runs under the published probe, best of 50 epochs, which peeks at "
-        "the test set: no result, only to compare. Ours differ in the probe and, where notebook 05 says so, "
-        "in the target's start (a copy) and the precision (bf16 or fp16); sources are there, too. "
-        + published.DAGGER
-    )
-    return [text, *published.unconverged(rows), _table(_across(rows))]
+    table = _table(published.across(rows).to_dict("records"))
+    return [" ".join(published.ACROSS), *published.unconverged(rows), table]
 
 
 def _findings(folder: Path) -> list[str]:
@@ -329,23 +323,6 @@ def _time(notebook: str, quick: Path) -> str:
 def _claims(folder: Path) -> list[str]:
     rows = claims.table(claims.findings(folder))
     return [_table({name: row[name] for name in ("claim", "data", "finding")} for row in rows)]
-
-
-def _across(table1: list[dict]) -> list[dict]:
-    """Table 1 with the epochs across; where ours ran with several protocols, each of them."""
-    rows: dict[tuple, dict] = {}
-    for cell in table1:
-        start = {"data": cell["data"], "method": cell["method"]} | dict.fromkeys(published.EPOCHS, "—")
-        row = rows.setdefault((cell["data"], cell["method"]), start)
-        listed = published.with_std(cell["published"], cell["published_std"], cell["recalled"]) or "—"
-        here = published.our_number(cell)
-        if cell["n"]:
-            here += f" ({published.with_std(cell['here_peeking'], cell['here_peeking_std'])})"
-        first = row[cell["epochs"]] == "—"
-        row[cell["epochs"]] = f"{listed} / {here}" if first else f"{row[cell['epochs']]}, {here}"
-    return [
-        {f"{k} epochs" if k in published.EPOCHS else k: v for k, v in row.items()} for row in rows.values()
-    ]
 
 
 def _csv(path: Path) -> list[dict]:

@@ -28,6 +28,7 @@ import zmq
 from .. import machine, results
 from . import plan
 from .kernel import Kernel
+from .shorten import shorten
 
 # nbformat brings jsonschema, which would spend a second of every notebook on building a parser for
 # internationalized web addresses. There are none in a notebook's format.
@@ -246,6 +247,7 @@ def _execute(notebook: Path, output: Path, parameters: dict, stdout: Lines, stde
 def _keep(job: plan.Job, notebook: Path, executed, final: Path, seconds: float) -> None:
     """Write the executed notebook, and last of all the marker."""
     executed.metadata.papermill |= {"input_path": str(notebook), "output_path": str(final)}
+    shorten(executed)
     record = {"notebook": job.notebook, "parameters": job.parameters, "seconds": seconds}
     record["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record["commit"] = results.commit()

@@ -321,3 +321,16 @@ def test_latex_compiles_and_fits_the_page(reference, tmp_path):
 def test_a_missing_file_of_published_numbers_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.csv"):
         published.read(tmp_path / "nowhere.csv")
+
+
+def test_table_1_has_the_papers_shape(reference):
+    rows = published.table1(reference, {})
+    table = published.across(rows)
+    assert list(table.columns)[:4] == ["method", "STL-10, 100", "STL-10, 300", "STL-10, 500"]
+    assert table.shape == (len({row["method"] for row in rows}), 10) and len(published.ACROSS) == 3
+    listed = {(row["method"], f"{row['data']}, {row['epochs']}"): row for row in rows}
+    for record in table.to_dict("records"):
+        for column, text in list(record.items())[1:]:
+            row = listed.get((record["method"], column))
+            assert text == "—" if row is None else text.endswith(" / not run"), (record["method"], column)
+            assert row is None or f"{row['published']:.1f}" in text or f"{row['published']:.2f}" in text

@@ -48,6 +48,15 @@ def test_parameters_arrive_with_their_types(place, capsys):
     assert "a | [40, None, '40']\n" in capsys.readouterr().out
 
 
+def test_of_an_epoch_a_line_the_executed_copy_keeps_the_last_and_the_log_all(place):
+    epochs = "for n in (1, 2, 3):\n    print(f'epoch {n}/3  loss {-n}', flush=True)\n"
+    code = f"print('before')\n{epochs}print('after')"
+    notebook = toy_project.write_notebook(place / "a.ipynb", GRID, code)
+    assert run(notebook) == 0
+    assert outputs(place / "out/notebooks/a.ipynb") == "before\nepoch 3/3  loss -3\nafter\n"
+    assert (place / "out/logs/a.log").read_text().count("epoch ") == 3
+
+
 @pytest.mark.parametrize(
     ("word", "complaint"),
     [

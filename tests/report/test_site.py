@@ -44,7 +44,8 @@ def preset(tmp_path_factory) -> Path:
     """Results of an unfinished quick preset: one notebook with all kinds of output, a table, a figure."""
     folder = tmp_path_factory.mktemp("results") / "quick"
     text = [
-        "# A title\n\nWith $\\mathbb E\\|x'\\|$ and\n\n$$q_\\pm=\\frac12$$",
+        "# A title\n\n[![Open it](https://example.org/badge.svg)](https://example.org)\n\n"
+        "With $\\mathbb E\\|x'\\|$ and\n\n$$q_\\pm=\\frac12$$",
         "## A heading",
         "**Figure.** What is seen.",
     ]
@@ -58,7 +59,7 @@ def preset(tmp_path_factory) -> Path:
         "text/plain": "Figure()",
     }
     outputs.append(nbformat.v4.new_output("display_data", shown))
-    code = 'save_figure(figure, "theory-phase-diagrams")'
+    code = 'save(figure, "phase-diagrams")'
     cells.insert(2, nbformat.v4.new_code_cell(code, outputs=outputs))
     executed = nbformat.v4.new_notebook(cells=cells, metadata={"papermill": {"duration": 65.0}})
     for name in ("01_linear_theory", "02_sample_complexity.running", "05_paper_tables.failed"):
@@ -93,6 +94,7 @@ def test_no_link_is_broken_and_nothing_is_fetched(site, preset):
 def test_a_notebook_is_a_page_with_formulas_folded_code_and_contents(site):
     text = site["01_linear_theory.html"].text
     assert "𝔼" in text.replace("&#x1D53C;", "𝔼") and text.count("<math") == 2 and "$" not in text
+    assert '<a href="https://example.org">Open it</a>' in text  # a badge would be fetched
     assert '<a href="#A-heading">A heading</a>' in text
     assert "<summary>Code, 1 lines</summary>" in text
     assert "<summary>Log, 30 lines: epoch 29</summary>" in text
@@ -162,7 +164,7 @@ def test_the_reference_has_every_public_name(site):
     assert members["dcopy"] == list(dcopy._PUBLIC)
     assert {"DirectCopy", "build_predictor"} <= set(members["dcopy.predictors"])
     assert site["reference.html"].ids >= set(members)
-    assert "Signature" not in members and "<b>DirectCopy</b>(" in site["reference.html"].text
+    assert "<b>DirectCopy</b>(dim: int, " in site["reference.html"].text
 
 
 def test_a_formula_that_cannot_be_converted_is_shown_as_it_is():

@@ -181,9 +181,10 @@ def latest(places: list[Path], names: list[str]) -> list[Path]:
 
 def picture(stem: str, pages: list[dict]) -> dict:
     """A figure with the caption that follows it in the notebook that made it."""
+    names = [f'"{name}"' for name in (stem, stem.removeprefix("theory-"))]  # which 01, 02 and 08 add
     for page in pages:
         for cell, following in itertools.pairwise(page["cells"]):
-            if f'"{stem}"' in cell.source and following.source.startswith("**Figure"):
+            if any(name in cell.source for name in names) and following.source.startswith("**Figure"):
                 text = re.sub(r"[*`]", "", following.source.partition("\n")[0])
                 return {"file": f"{stem}.png", "caption": text.partition(" ")[2], "page": page["stem"]}
     return {"file": f"{stem}.png", "caption": stem, "page": None}

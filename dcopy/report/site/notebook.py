@@ -15,6 +15,9 @@ TEMPLATES = Path(__file__).parent
 HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)(?:<a class="anchor-link".*?</a>)?</h2>', re.S)
 # What a browser can show by itself, the best first. Widgets need a kernel.
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
+# What would make a browser fetch from elsewhere, as a badge does; of an image its text stays.
+REMOTE = re.compile(r'<(?:img|script|link|iframe|source)\b[^>]*?\b(?:src|href)="(?:https?:)?//[^>]*>')
+ALT = re.compile(r'\balt="([^"]*)"')
 LONGEST = 12  # lines of a log that is shown unfolded
 
 
@@ -68,6 +71,7 @@ def page(exporter: Exporter, path: Path) -> dict:
     """What a page needs: title, its headings as (id, text), body, cells, and the seconds it took."""
     notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
     body, _ = exporter.from_notebook_node(notebook)
+    body = REMOTE.sub(lambda found: "".join(ALT.findall(found[0])), body)
     first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
     return {
         "stem": path.stem,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 
 import dcopy
+
+QUOTED = re.compile(r"(: |-> )'([^']*)'")  # an annotation, which is kept as text
 
 
 def entries() -> list[dict]:
@@ -35,7 +38,7 @@ def describe(name: str, value) -> dict:
         own = [(n, v) for n, v in vars(value).items() if not n.startswith("_") and inspect.isfunction(v)]
         methods = [describe(n, v) for n, v in own if inspect.getdoc(v)]
     try:
-        signature = str(inspect.signature(value))
+        signature = QUOTED.sub(r"\1\2", str(inspect.signature(value)))
     except (TypeError, ValueError):  # of some built-in bases
         signature = "(...)"
     return {"name": name, "signature": signature, "text": inspect.getdoc(value) or "", "methods": methods}

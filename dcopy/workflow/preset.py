@@ -20,8 +20,9 @@ from pathlib import Path
 from .. import machine, results
 from . import cost, plan, presets
 from .cluster import SLURM, Executor, split
+from .live import Live
 from .mirror import Mirror
-from .outcome import clock, complain, cut_off, report, report_failures, say
+from .outcome import complain, cut_off, report, report_failures, say
 
 TRIGGERS = ("mtime", "params", "input")  # of a rerun; mtime counts where the content differs as well
 
@@ -290,6 +291,11 @@ def utf8() -> dict[str, str]:
     return os.environ | {"PYTHONUTF8": "1"}
 
 
+def finished(jobs: list[plan.Job]) -> int:
+    """How many of them are."""
+    return sum(Path(job.marker).exists() for job in jobs)
+
+
 def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: float, executor: Executor) -> int:
     """Let Snakemake run, and show each line of the notebooks after the count of jobs and the time.
 
@@ -322,9 +328,9 @@ def follow(command: list[str], jobs: list[plan.Job], folder: Path, started: floa
             preexec_fn=deaf,
         )
         machine.on_signals(stop)
-        for line in executor.lines(process, jobs):
-            done = sum(Path(job.marker).exists() for job in jobs)
-            say(f"[{done}/{len(jobs)} {clock(time.time() - started)}] {line}", end="")
+        with contextlib.closing(Live(len(jobs), finished(jobs), started)) as live:
+            for line in executor.lines(process, jobs):
+                live.show(line, finished(jobs))
         code = process.wait()
         executor.cancel()  # there are some after a stop, or if Snakemake died
     if received:

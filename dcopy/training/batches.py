@@ -6,6 +6,7 @@ neither the number of workers nor that of ranks matters, and a run that goes on 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -75,11 +76,11 @@ class FromDisk(InMemory):
             batch_size=None,  # the reader makes whole batches
             sampler=_Plan(self, epoch, step),
             num_workers=workers(),
-            worker_init_fn=_leave_signals,
             pin_memory=self.is_cuda,
             generator=torch.Generator(),  # from which a base seed is drawn that nobody uses
         )
-        read, last = iter(loader), None
+        with _signals_held():
+            read, last = iter(loader), None
         try:
             while True:
                 if self.is_cuda:  # The host runs one step ahead, no more: where it waits, so does the GPU.
@@ -97,6 +98,8 @@ class FromDisk(InMemory):
             raise _explained(error) from None
         finally:  # An error's traceback would keep the workers, and the interpreter would wait for them.
             read._shutdown_workers()
+            for worker in read._workers:  # one that hangs would not hear SIGTERM
+                worker.kill()
 
     def facts(self) -> dict:
         """data_wait: the part of the time since the last call that steps have waited for images."""
@@ -148,9 +151,20 @@ def workers() -> int:
     return max(1, machine.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def _leave_signals(worker: int) -> None:
-    """What asks the run to stop reaches all of its processes; the one that trains decides."""
-    machine.on_signals(signal.SIG_IGN)
+@contextlib.contextmanager
+def _signals_held():
+    """What asks a run to stop reaches all of its processes; those that start meanwhile never hear it.
+
+    So the process that trains decides, from the first moment of a worker on.
+    """
+    hold = getattr(signal, "pthread_sigmask", lambda how, numbers: set())  # Windows lacks it
+    before = hold(
+        signal.SIG_BLOCK, {getattr(signal, name) for name in machine.SIGNALS if hasattr(signal, name)}
+    )
+    try:
+        yield
+    finally:
+        hold(signal.SIG_SETMASK, before)
 
 
 def _explained(error: RuntimeError | ValueError) -> Exception:

@@ -218,13 +218,13 @@ def run(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> int:
                 break
             say(f"{len(left)} jobs met their time limit or lost their node; they go on.")
     report(jobs, folder, started)
-    if code:
-        report_failures(jobs, folder, started)
-    elif (results.reference() / given.preset / "runs").is_dir():
+    if not code and (results.reference() / given.preset / "runs").is_dir():
         command = [sys.executable, "-m", "dcopy.report", "check", given.preset, *given.options, "--brief"]
         subprocess.run([*command, "--results", folder.parent], env=utf8())  # it says what came of it
     if todo or not (folder / "site" / "index.html").exists():
         make_site(given, folder)
+    if code:
+        report_failures(jobs, folder, started)  # last, where a person looks
     return code
 
 

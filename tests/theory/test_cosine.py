@@ -98,5 +98,5 @@ def test_rows_that_are_measured_only_neither_pass_nor_fail(tmp_path):
     with open(path, encoding="utf-8") as file:
         assert [row["pass"] for row in csv.DictReader(file)] == ["", ""]
     claim = partial(readme.Claim, "statement", "08_theory_and_network", theory=(13,))
-    assert readme._here(claim(), tmp_path / "quick") == ""
-    assert readme._here(claim(measured="a"), tmp_path / "quick") == "number 0.25"
+    assert readme.here(claim(), tmp_path / "quick") == ""
+    assert readme.here(claim(measured="a"), tmp_path / "quick") == "number 0.25"

@@ -46,8 +46,8 @@ def mathml(tex: str, display: str) -> str:
 
 def markdown(source: str) -> str:
     """
-    >>> markdown("# Title")
-    '<h1 id="Title">Title<a class="anchor-link" href="#Title">¶</a></h1>\\n'
+    >>> markdown("# Title")[:24]
+    '<h1 id="Title">Title<a c'
     """
     return mistune.MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
 

@@ -166,14 +166,31 @@ def _limits(
     return found
 
 
+def signals() -> set[signal.Signals]:
+    """The SIGNALS that this system has; Windows lacks most."""
+    return {getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
+
+
 def on_signals(handler) -> dict:
     """Let `handler` have the SIGNALS, but a SIGHUP that `nohup` ignores; returns the handlers before."""
     before = {}
-    for name in SIGNALS:
-        number = getattr(signal, name, None)  # Windows lacks most
-        if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+    for number in signals():
+        if not (number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
             before[number] = signal.signal(number, handler)
     return before
+
+
+@contextlib.contextmanager
+def signals_held():
+    """Processes that start meanwhile never hear the SIGNALS: who starts them decides when to stop."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def explain(error: BaseException) -> str:

@@ -6,9 +6,7 @@ neither the number of workers nor that of ranks matters, and a run that goes on 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterator
 
@@ -79,7 +77,7 @@ class FromDisk(InMemory):
             pin_memory=self.is_cuda,
             generator=torch.Generator(),  # from which a base seed is drawn that nobody uses
         )
-        with _signals_held():
+        with machine.signals_held():  # the process that trains decides, from their first moment on
             read, last = iter(loader), None
         try:
             while True:
@@ -149,22 +147,6 @@ class Reader(torch.utils.data.Dataset):
 def workers() -> int:
     """Worker processes: a core each, where this process has its share of the machine's cores."""
     return max(1, machine.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-@contextlib.contextmanager
-def _signals_held():
-    """What asks a run to stop reaches all of its processes; those that start meanwhile never hear it.
-
-    So the process that trains decides, from the first moment of a worker on.
-    """
-    hold = getattr(signal, "pthread_sigmask", lambda how, numbers: set())  # Windows lacks it
-    before = hold(
-        signal.SIG_BLOCK, {getattr(signal, name) for name in machine.SIGNALS if hasattr(signal, name)}
-    )
-    try:
-        yield
-    finally:
-        hold(signal.SIG_SETMASK, before)
 
 
 def _explained(error: RuntimeError | ValueError) -> Exception:

@@ -131,7 +131,7 @@ class _Loop:
         augmentation = augment.build(config.recipe.augmentation, config.image_size)
         self.batches, augmentation = batches.build(images, config, augmentation, device, group)
         self.fast_step = FastStep(self.trainer, augmentation, compile, group)
-        self.steps = len(images) // config.batch_size  # a partial last batch is dropped
+        self.steps = self.batches.steps  # of an epoch
         self.losses = torch.zeros(self.steps, device=device)  # of this epoch; read once, at its end
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.went_on_from = self.begun[1].get("went_on_from") if self.begun else None

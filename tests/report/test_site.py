@@ -111,6 +111,13 @@ def test_the_front_page_says_what_is_there_and_what_is_missing(site, preset):
     assert "not run" in text and "No run of this preset has finished yet." in text
 
 
+@pytest.mark.parametrize(("name", "about_digits"), [("quick", True), ("cifar10-small", False)])
+def test_what_is_claimed_of_digits_is_shown_with_digits_alone(name, about_digits, tmp_path):
+    jobs = plan.jobs(name, [], str(tmp_path))
+    statements = [row["statement"] for row in build.claim_rows(name, jobs, tmp_path, {})]
+    assert any(statement.startswith("Digits, accuracy") for statement in statements) == about_digits
+
+
 def test_without_anything_to_show_it_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"holds no results to show; `bash run_all.sh stl10` makes"):
         build.build("stl10", [], tmp_path / "stl10")

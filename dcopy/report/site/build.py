@@ -132,7 +132,7 @@ def front(preset: str, options: list[str], places: list[Path], pages: list[dict]
         "source": plan.shortest(place),
         "missing": [job.name for job in jobs if job.name not in names],
         "total": len(jobs),
-        "claims": claim_rows(jobs, place, of_notebook),
+        "claims": claim_rows(preset, jobs, place, of_notebook),
         "findings": sentences(preset, place),
         "pictures": [
             picture(path.stem, pages)
@@ -145,9 +145,13 @@ def front(preset: str, options: list[str], places: list[Path], pages: list[dict]
     }
 
 
-def claim_rows(jobs: list[plan.Job], place: Path, pages: dict[str, str]) -> list[dict]:
-    """The claims of the notebooks in this preset, with what was found here."""
+def claim_rows(preset: str, jobs: list[plan.Job], place: Path, pages: dict[str, str]) -> list[dict]:
+    """The claims of the notebooks in this preset, with what was found here.
+
+    Those that a table of accuracies stands for are about digits, and other data say nothing of them.
+    """
     wanted = {job.notebook for job in jobs}
+    on_digits = any(run.dataset == "digits" for run in presets.get(preset).runs())
     return [
         {
             "statement": claim.statement,
@@ -156,7 +160,7 @@ def claim_rows(jobs: list[plan.Job], place: Path, pages: dict[str, str]) -> list
             "page": pages.get(claim.notebook),
         }
         for claim in readme.CLAIMS
-        if claim.notebook in wanted
+        if claim.notebook in wanted and (on_digits or not claim.column)
     ]
 
 

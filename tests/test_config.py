@@ -166,11 +166,12 @@ def test_runs_are_every_variant_with_every_seed_once():
     assert runs == [("none", 0, 2), ("none", 1, 2), ("directcopy", 0, 2), ("directcopy", 1, 2)]
 
 
-def test_a_variant_may_have_fewer_seeds():
+def test_a_variant_may_have_its_own_number_of_seeds_unless_one_is_asked_for():
     preset = Preset("", ({"method": "none", "seeds": 2}, {}), seeds=3)
     runs = [("none", 0), ("none", 1), *(("directcopy", seed) for seed in range(3))]
     assert [(run.method, run.seed) for run in preset.runs()] == runs
     assert len(with_options(preset, ["seeds=1"]).runs()) == 2
+    assert len(with_options(preset, ["seeds=5"]).runs()) == 10
 
 
 def test_options_change_every_run():

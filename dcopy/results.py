@@ -142,10 +142,14 @@ def write_json(path: str | Path, value) -> Path:
 
 
 def read_json(path: str | Path):
-    """Raises ValueError, naming the file, where it is not JSON."""
+    """Raises ValueError, naming the file, where it is not JSON, or has NaN or infinity as a number."""
+
+    def refuse(constant: str):
+        raise ValueError(f"{constant} is no number")
+
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
+    except ValueError as error:
         raise ValueError(
             f"{path} is not a complete JSON file ({error}); delete it to make it again"
         ) from None

@@ -266,13 +266,27 @@ def load_probes(results_dir: str | Path, runs: list[str] | None = None) -> list[
     Each has name, label, method, dataset, seed, baselines (names) and the keys of `evaluate`. The
     baselines are of method "pixels" or "random".
     """
-    found = (results.read_json(path) for path in sorted(Path(results_dir).glob("runs/*/probe.json")))
+    found = (read_probe(path) for path in sorted(Path(results_dir).glob("runs/*/probe.json")))
     probes = {probe["name"]: probe for probe in found}
     if runs:
         own = [probes[name] for name in runs if name in probes]
         names = {name for probe in own for name in (probe["name"], *probe["baselines"])}
         probes = {name: probe for name, probe in probes.items() if name in names}
     return list(probes.values())
+
+
+def read_probe(path: Path) -> dict:
+    """Raises ValueError, naming the file, where it is no probe.json or an accuracy is not in [0, 1]."""
+    probe = results.read_json(path)
+    try:
+        accuracies = [probe["linear"]["accuracy"], probe["knn"]]
+        accuracies += [point["accuracy_mean"] for point in probe["label_efficiency"]]
+        wrong = [value for value in accuracies if not 0 <= value <= 1]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no complete probe ({error}); delete it to make it again") from None
+    if wrong:
+        raise ValueError(f"{path}: {wrong[0]} is no accuracy in [0, 1]; delete the file to make it again")
+    return probe
 
 
 def load_results(results_dir: str | Path, runs: list[str] | None = None) -> tuple[list[dict], list[dict]]:

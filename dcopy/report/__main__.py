@@ -47,9 +47,8 @@ def check(preset: str, options: list[str], root: Path, brief: bool) -> int:
     from . import plotting, reproduction, reproduction_figures, tables
 
     folder, reference = root / preset, results.reference() / preset
-    wanted = [run.name for run in presets.with_options(presets.get(preset), options).runs()]
-    runs = [name for name in wanted if (folder / "runs" / name / "probe.json").exists()]
-    if not runs:
+    runs = [run.name for run in presets.with_options(presets.get(preset), options).runs()]
+    if not any((folder / "runs" / name / "probe.json").exists() for name in runs):
         shown = plan.shortest(folder)
         raise ValueError(f"{shown} holds none of the preset's runs; `bash run_all.sh {preset}` makes them")
     if not any(reference.glob("runs/*/result.json")):

@@ -193,12 +193,17 @@ def check(folder: Path, reference: Path, runs: list[str] | None = None) -> dict:
     Args:
         folder: of a preset.
         reference: its committed folder.
-        runs: names; default: all in `folder`.
+        runs: names of those that belong here, which the verdict says where some are missing; default: all in
+            `folder`.
 
     Raises:
         ValueError: nothing is there to compare, on either side.
     """
-    (ours, our_records), (theirs, their_records) = measured(reference), measured(folder, runs)
+    here = [name for name in runs or [] if (folder / "runs" / name / "probe.json").exists()]
+    absent = [name for name in runs or [] if name not in here]
+    if absent and not here:
+        raise ValueError(f"{folder} holds none of the {len(absent)} runs that belong there")
+    (ours, our_records), (theirs, their_records) = measured(reference), measured(folder, here)
     numbers = [
         *accuracies(ours, theirs).replace({np.nan: None}).to_dict("records"),
         *theory(reference, folder),
@@ -218,6 +223,8 @@ def check(folder: Path, reference: Path, runs: list[str] | None = None) -> dict:
         verdict += (
             f", not {'; '.join(map(told, wrong))}. What differs: {'; '.join(differs) or 'nothing known'}"
         )
+    if absent:
+        verdict += f"; {len(absent)} of {len(runs)} runs are missing, such as {absent[0]}"
     return {
         "verdict": verdict,
         "reproduced": None if other or not judged else not wrong,

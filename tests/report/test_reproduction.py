@@ -148,6 +148,32 @@ def test_one_seed_on_both_sides_is_not_judged(rerun):
     pyplot.close(reproduction_figures.figure(record))
 
 
+def test_missing_runs_are_told(rerun):
+    (gone,) = rerun.glob("runs/digits-directcopy-seed1-*")
+    names = [path.parent.name for path in rerun.glob("runs/*/result.json")]
+    shutil.rmtree(gone)
+    record = reproduction.check(rerun, QUICK, names)
+    assert record["verdict"].endswith(f"; 1 of {len(names)} runs are missing, such as {gone.name}")
+    with pytest.raises(ValueError, match="none of the 1 runs"):
+        reproduction.check(rerun, QUICK, [gone.name])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (accuracy("k-NN", float("nan")), "NaN is no number"),
+        (accuracy("1 a class", -100), "is no accuracy in"),
+        (lambda probe: probe.pop("linear"), "no complete probe"),
+    ],
+)
+def test_a_damaged_record_is_refused_by_name(rerun, change, message):
+    (path,) = rerun.glob("runs/digits-none-seed1-*/probe.json")
+    edit(rerun, str(path.relative_to(rerun)), change)
+    with pytest.raises(ValueError, match=message) as error:
+        reproduction.check(rerun, QUICK)
+    assert str(path) in str(error.value)
+
+
 def test_the_command_says_it_and_keeps_it(rerun, capsys):
     root = str(rerun.parent)
     assert command.main(["check", "--results", root]) == 0

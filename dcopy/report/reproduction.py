@@ -142,7 +142,7 @@ def _claims(folder: Path) -> list[dict]:
 
 
 def differing(ours: list[dict], theirs: list[dict]) -> list[str]:
-    """What of versions, device, precision and data is not the same on both sides, theirs first."""
+    """What of versions, device, precision, data and health is not the same on both sides, theirs first."""
     found = []
     for name, values in _origins(theirs).items():
         reference = _origins(ours).get(name, set())
@@ -159,6 +159,8 @@ def _origins(records: list[dict]) -> dict[str, set[str]]:
         origin = record["versions"] | {"commit": record["commit"], "device": record["device"]}
         if "config" in record:
             origin |= {"precision": results.precision(record), "data": record.get("data_fingerprint")}
+            label = TrainConfig.from_dict(record["config"]).label
+            origin |= {f"health of {label}": record["metrics"]["verdict"]}
         for name, value in origin.items():
             found.setdefault(name, set()).update({value} - {None})
     return found

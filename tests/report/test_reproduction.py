@@ -148,6 +148,16 @@ def test_one_seed_on_both_sides_is_not_judged(rerun):
     pyplot.close(reproduction_figures.figure(record))
 
 
+def test_a_seed_that_collapses_is_told(rerun):
+    def collapse(result):
+        (collapsed,) = QUICK.glob("runs/digits-none-seed0-*/result.json")
+        result["metrics"] = results.read_json(collapsed)["metrics"]
+
+    edit(rerun, "runs/digits-directcopy-seed1-*/result.json", collapse)
+    (line,) = reproduction.check(rerun, QUICK)["differs"]
+    assert line == "health of DirectCopy collapsed and healthy (reference: healthy)"
+
+
 def test_missing_runs_are_told(rerun):
     (gone,) = rerun.glob("runs/digits-directcopy-seed1-*")
     names = [path.parent.name for path in rerun.glob("runs/*/result.json")]

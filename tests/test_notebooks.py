@@ -58,7 +58,8 @@ def test_cells_are_short_and_prose_goes_with_them(path):
         most = 40 if "parameters" in cell["metadata"].get("tags", []) else 30  # a line a parameter
         assert len(cell["source"].splitlines()) <= most, cell["id"]
     assert len(prose) >= len(code) / 2
-    assert 10 <= statistics.median(len(cell["source"].split()) for cell in prose) <= 60
+    paragraphs = [text for cell in prose for text in cell["source"].split("\n\n") if text[:1] not in "#|$"]
+    assert 10 <= statistics.median(len(text.split()) for text in paragraphs) <= 60
 
 
 @every_notebook

@@ -95,7 +95,7 @@ def labels(records: dict[str, list[dict]]) -> Figure:
                 ax.set_xticks(range(len(points)), points)
         if not own:
             _not_run(ax)
-        ax.set_xlabel("labels a class")
+        ax.set_xlabel("labels per class")
     axes[0].set_ylabel("test accuracy (%)")
     kept = {
         name: [r for r in own if r["method"] in ("directcopy", *BASELINES)] for name, own in records.items()

@@ -144,9 +144,9 @@ def _collapse(records: list[dict]) -> tuple[str, list[str]] | None:
         np.mean([accuracy(record) for record in of(records, m)]) for m in ("none", "random", "directcopy")
     ]
     sentence = (
-        f"collapsed without a predictor: {collapsed} of {len(none)} runs; healthy with DirectCopy: {healthy} "
-        f"of {len(copy)}. Labels then find {means[0]:.1f} % without a predictor, {means[1]:.1f} % in a "
-        f"random encoder and {means[2]:.1f} % with DirectCopy"
+        f"without a predictor, {collapsed} of {len(none)} runs collapsed; with DirectCopy, {healthy} of "
+        f"{len(copy)} were healthy. A probe with all labels then finds {means[0]:.1f} % without a predictor, "
+        f"{means[1]:.1f} % in a random encoder and {means[2]:.1f} % with DirectCopy"
     )
     files = [f"{record['path']}/{kind}.json" for record in (*none, *copy) for kind in ("result", "probe")]
     return sentence, [*files, *(f"{record['path']}/probe.json" for record in of(records, "random"))]
@@ -173,8 +173,8 @@ def _saved(records: list[dict]) -> tuple[str, list[str]] | None:
         needs.append(f"{label} {number}")
     tried = ", ".join(map(str, curves["directcopy"]))
     sentence = (
-        f"{FEW} labels a class give DirectCopy {reached:.1f} %; for as much need, of {tried} labels a class: "
-        + ", ".join(needs)
+        f"with {FEW} labels per class, DirectCopy reaches {reached:.1f} %. Labels per class to match that, "
+        f"of those tried ({tried}): " + ", ".join(needs)
     )
     methods = ("directcopy", *BASELINES)
     return sentence, [f"{record['path']}/probe.json" for method in methods for record in of(records, method)]
@@ -203,10 +203,10 @@ def _dropped(folder: Path, preset: str) -> tuple[str, list[str]] | None:
     agree = sum(correlation < 0 for correlation in correlations)
     ends = [f"{correlations[i]:+.2f}".replace("-", "−") for i in (0, -1)]
     sentence = (
-        f"from weight decay {first['weight decay']} to {last['weight decay']}, {survivors[0]:.1f} directions "
-        f"of F become {survivors[-1]:.1f}; larger eigenvalues have less variance under augmentation at "
-        f"{agree} of {len(rows)} weight decays (rank correlation {ends[0]} at the first, {ends[1]} at the "
-        "last)"
+        f"from weight decay {first['weight decay']} to {last['weight decay']}, the surviving directions of F "
+        f"fall from {survivors[0]:.1f} to {survivors[-1]:.1f}; larger eigenvalues have less variance under "
+        f"augmentation at {agree} of {len(rows)} weight decays (rank correlation {ends[0]} at the first, "
+        f"{ends[1]} at the last)"
     )
     return sentence, [plan.shortest(_decays(folder, preset))]
 
@@ -221,12 +221,12 @@ def _cost(folder: Path, name: str) -> tuple[str, list[str]] | None:
     if not {copy, pred} <= ms.keys():
         return None
     times = [
-        f"{label} {ms[label]:.2f} ms ({100 * ms[label] / record['step']['ms']:.2g} % of a step)"
+        f"{ms[label]:.2f} ms with {label} ({100 * ms[label] / record['step']['ms']:.2g} % of a step)"
         for label in (copy, pred)
     ]
     sentence = (
         f"an update at D = {DIMENSION} takes {times[0]} and {times[1]} on {record['provenance']['device']}: "
-        f"{ms[pred] / ms[copy]:.1f} times as long with DirectPred"
+        f"{ms[pred] / ms[copy]:.1f} times as long"
     )
     return sentence, [plan.shortest(path)]
 
@@ -264,6 +264,19 @@ def findings(folder: str | Path) -> list[dict]:
     for data, name in (("processor", "cpu.json"), ("GPU", "gpu-bf16-directpred.json")):
         add("f", data, _cost(folder, name))
     return rows
+
+
+def told(rows: list[dict], claim: str) -> str:
+    """What the rows of `findings` say of one claim, as a Markdown list by data set, what was not run last."""
+    own = [row for row in rows if row["claim"] == claim]
+    order = list(dict.fromkeys(row["data"] for row in own))
+    found = [row for row in own if row["finding"] != NOT_RUN]
+    lines = [
+        f"**{row['data']}**: {row['finding']}" for row in sorted(found, key=lambda r: order.index(r["data"]))
+    ]
+    missing = [data for data in order if data not in {row["data"] for row in found}]
+    lines += [f"**{', '.join(missing)}**: {NOT_RUN}"] if missing else []
+    return "\n".join(f"- {line}." for line in lines)
 
 
 def table(rows: list[dict]) -> list[dict]:

@@ -111,12 +111,13 @@ def sentence(record: dict) -> str:
     known = record["presets"][SET_ON]
     rho = known["rank correlation"]
     return (
-        "The verdict on health, given without labels, agrees with what one label a class finds (nothing, "
-        f"little, much) in {', '.join(parts)} runs. Its limits are set on {SET_ON}, where calling all runs "
-        f"healthy would agree in {known['right if all were called healthy']}, the former limits in "
-        f"{known['right by the former limits']}. Among healthy runs there the rank correlation of the spread "
-        f"with the accuracy is {rho['projection_std, one label, healthy runs']:.2f} on one label a class and "
-        f"{rho['projection_std, all labels, healthy runs']:.2f} on all labels, that of the rank of F "
+        "The verdict sees no label, yet it agrees with what a probe with one label per class then gains "
+        f"(nothing, little or much) in {', '.join(parts)} runs. Its limits were set on {SET_ON}, where "
+        f"calling every run healthy would have agreed in {known['right if all were called healthy']} and the "
+        f"former limits in {known['right by the former limits']}. Among the healthy runs there, the rank "
+        "correlation of the spread with the accuracy is "
+        f"{rho['projection_std, one label, healthy runs']:.2f} with one label per class and "
+        f"{rho['projection_std, all labels, healthy runs']:.2f} with all labels; that of the rank of F is "
         f"{rho['effective_rank, one label, healthy runs']:.2f} and "
         f"{rho['effective_rank, all labels, healthy runs']:.2f}."
     )
@@ -126,19 +127,22 @@ def figure(frame: pd.DataFrame) -> Figure:
     """Gain of each run against both measures, coloured by the verdict, with the limits dotted."""
     picture, axes = plt.subplots(1, 2, figsize=(9.6, 3.6), sharey=True)
     names = {"projection_std": "spread of projections, std × √D", "effective_rank": "effective rank of F"}
+    markers, groups = "osD", frame.groupby("preset", sort=False)
     for ax, (measure, limits) in zip(axes, MEASURES.items(), strict=True):
-        for marker, (preset, own) in zip("osD", frame.groupby("preset", sort=False), strict=False):
-            for verdict, color in VERDICT_COLORS.items():
-                chosen = own[own["verdict"] == verdict]
-                style = {"s": 20, "marker": marker, "color": color, "alpha": 0.7, "lw": 0}
-                ax.scatter(chosen[measure], chosen["gain"], label=f"{verdict}, {preset}", **style)
+        for marker, (_, own) in zip(markers, groups, strict=False):
+            colors = own["verdict"].map(VERDICT_COLORS)
+            ax.scatter(own[measure], own["gain"], s=20, marker=marker, c=colors, alpha=0.7, lw=0)
         for limit in limits:
             ax.axvline(limit, color="black", lw=0.9, ls=":")
         for gain in GAINS:
             ax.axhline(gain, color="black", lw=0.9, ls=":")
         ax.set(xlabel=names[measure], xscale="log")
     axes[0].set_ylabel("gain: 0 first weights, 1 best run")
-    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
+    for verdict, color in VERDICT_COLORS.items():
+        axes[1].plot([], [], "o", color=color, label=verdict)
+    for marker, (preset, _) in zip(markers, groups, strict=False):
+        axes[1].plot([], [], marker, color="grey", label=preset)
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return picture
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,10 +12,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .. import results
+from ..evaluation.evaluate import load_results
 from ..training import health
+from ..workflow import plan
 from . import plotting
 from .ablation_figures import not_run
-from .ablations import finding, select
+from .ablations import ablation_frame, finding, select
 from .tables import write_table
 
 FILE = "own_trainer/runs.json"  # in the folder of a preset
@@ -21,8 +25,23 @@ FIRST = "first weights"  # row of the table: the encoder before training
 METHODS = {"lightly's head": "mlp", "DirectCopy": "directcopy"}  # what has whose colour
 
 
+def start(path: str) -> tuple[pd.DataFrame | None, dict, str]:
+    """Where to begin, from the ablations in a folder, or else from the committed ones.
+
+    Returns:
+        The accuracies of `eps_grid`, or None where the ablations are not there; `eps` and `rho`, with `why`
+        if they were found; and a line that says what was read.
+    """
+    try:
+        source = results.own_or_reference(path)
+        frame = ablation_frame(*load_results(source))
+        return eps_grid(frame), begin_with(frame), f"{len(frame)} runs in {plan.shortest(source)}"
+    except ValueError as error:  # a copy of dcopy without its results, or ablations that have only begun
+        return None, {"eps": 0.3, "rho": 0.3}, f"{error}; the defaults are used here"
+
+
 def eps_grid(frame: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy on one label a class: scales of F down, ε across, mean over seeds of the ablations."""
+    """Accuracy on one label per class: scales of F down, ε across, mean over seeds of the ablations."""
     grid = select(frame, "eps").pivot_table(index="normalize", columns="eps", values="one_label", sort=False)
     return grid.rename_axis(index="scale of F", columns="ε")
 
@@ -31,17 +50,34 @@ def begin_with(frame: pd.DataFrame) -> dict:
     """The best eps and rho of the ablations, eps with F scaled, so that it does not depend on that of z.
 
     Returns:
-        eps, rho, and why, a sentence that says whether the difference to others is more than noise.
+        eps, rho, and why: sentences that say whether the difference to others is more than noise.
+
+    Raises:
+        ValueError: the frame lacks the runs of one of the two.
     """
-    eps = eps_grid(frame).loc["spectral"]
-    rho = select(frame, "rho").groupby("rho")["one_label"].mean()
+    scaled, rho = (select(frame, name) for name in ("eps", "rho"))
+    scaled = scaled[scaled["normalize"] == "spectral"]
+    if scaled.empty or rho.empty:
+        raise ValueError("the ablations have not varied both ε and ρ yet")
+    eps, rho = (runs.groupby(name)["one_label"].mean() for name, runs in (("eps", scaled), ("rho", rho)))
     clear = "more" if finding(frame, "rho").get("clear") else "no more"
     why = (
-        f"They have the best means of the ablations: {eps.max():.1f} % with F over its largest eigenvalue "
-        f"(worst: ε = {eps.idxmin():g}, {eps.min():.1f} %), and {rho.max():.1f} % (worst: ρ = "
-        f"{rho.idxmin():g}, {rho.min():.1f} %). What ρ changes is {clear} than noise."
+        f"These had the best mean accuracies in the ablations: {eps.max():.1f} % for ε, with F divided by "
+        f"its largest eigenvalue (the worst, ε = {eps.idxmin():g}, had {eps.min():.1f} %), and "
+        f"{rho.max():.1f} % for ρ (the worst, ρ = {rho.idxmin():g}, had {rho.min():.1f} %). The differences "
+        f"between values of ρ are {clear} than noise."
     )
     return {"eps": float(eps.idxmax()), "rho": float(rho.idxmax()), "why": why}
+
+
+def quiet_lightning(**options):
+    """Lightning's Trainer on the processor, without its messages, bars and files; `options` go to it."""
+    import pytorch_lightning
+
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return pytorch_lightning.Trainer(accelerator="cpu", **dict.fromkeys(off, False), **options)
 
 
 def write(folder: Path, record: dict) -> None:

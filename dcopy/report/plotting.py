@@ -137,7 +137,7 @@ def label_efficiency(curves: dict[str, dict]) -> Figure:
     everything = f"\nall ({ticks[-1]:.0f})"  # a line below: on digits 100 is near
     ax.set_xticks(ticks, [*(f"{tick:g}" for tick in ticks[:-1]), everything])
     ax.minorticks_off()
-    ax.set(title="A linear probe on few labels", xlabel="labels a class", ylabel="test accuracy (%)")
+    ax.set(title="A linear probe on few labels", xlabel="labels per class", ylabel="test accuracy (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 

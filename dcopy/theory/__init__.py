@@ -31,7 +31,7 @@ from .closed_forms import (
 )
 from .cosine import cosine_descent, cosine_shares
 from .downstream import labels_for_accuracy
-from .evidence import Evidence, record, table
+from .evidence import Evidence, overview, record, table
 from .flow import (
     CONVENTIONS,
     correlation,
@@ -96,6 +96,7 @@ __all__ = [
     "limit",
     "moments",
     "network_in_time",
+    "overview",
     "phase_diagrams",
     "polar",
     "random_basis",

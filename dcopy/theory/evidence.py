@@ -177,6 +177,21 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def overview(rows: list[dict]) -> str:
+    """A row for each claim, as a Markdown table: predictions, how many were met, the largest error.
+
+    >>> print(overview([exact(1, "one", 1.0, 1.0), exact(1, "two", 2.0, 2.0)]).splitlines()[-1])
+    | 1 | 2 | 2 | 0 |
+    """
+    lines = ["| claim | predictions | met | largest error |", "|---|---|---|---|"]
+    judged = [row for row in rows if row["pass"] is not None]  # the others are measured only
+    for claim in sorted({row["claim"] for row in judged}):
+        own = [row for row in judged if row["claim"] == claim]
+        worst = max(row["relative_error"] for row in own)
+        lines.append(f"| {claim} | {len(own)} | {sum(row['pass'] for row in own)} | {worst:.2g} |")
+    return "\n".join(lines)
+
+
 def _row(claim, statement, predicted, measured, tolerance, error) -> dict:
     return {
         "claim": claim,

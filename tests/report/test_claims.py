@@ -73,18 +73,22 @@ def test_sentences_say_what_the_files_hold(written):
     assert "one seed" in rows["a", "CIFAR-100", ""]
     assert rows["b", "CIFAR-10", "DirectCopy"].endswith("n = 3): beats it")
     assert rows["c", "CIFAR-10", ""] == (
-        "collapsed without a predictor: 3 of 3 runs; healthy with DirectCopy: 3 of 3. Labels then find "
-        "40.0 % without a predictor, 36.0 % in a random encoder and 61.0 % with DirectCopy"
+        "without a predictor, 3 of 3 runs collapsed; with DirectCopy, 3 of 3 were healthy. A probe with all "
+        "labels then finds 40.0 % without a predictor, 36.0 % in a random encoder and 61.0 % with DirectCopy"
     )
     assert rows["d", "CIFAR-10", ""].endswith(": raw pixels 100, random encoder more than all")
     assert rows["e", "CIFAR-10", ""].startswith(
-        "from weight decay 0 to 0.04, 12.0 directions of F become 4.0"
+        "from weight decay 0 to 0.04, the surviving directions of F fall from 12.0 to 4.0"
     )
     assert "at 1 of 2 weight decays" in rows["e", "CIFAR-10", ""]
 
 
 def test_what_has_not_been_run_says_so(written):
-    missing = [row for row in claims.findings(written) if row["finding"] == "not run"]
+    rows = claims.findings(written)
+    (*told, last) = claims.told(rows, "b").splitlines()
+    assert [line.split("**")[1] for line in told] == ["CIFAR-10"] * 2 + ["CIFAR-100"] * 2
+    assert last == "- **digits**: not run."
+    missing = [row for row in rows if row["finding"] == "not run"]
     assert {row["data"] for row in missing} == {"digits", "processor", "GPU"}
     assert all(row["files"] == [] for row in missing)
 

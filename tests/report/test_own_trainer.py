@@ -1,5 +1,7 @@
 """Notebook 07: where to begin is what the ablations say, and figures and table show what was written."""
 
+import shutil
+
 import pandas as pd
 from matplotlib import pyplot
 
@@ -40,6 +42,17 @@ def test_it_begins_with_the_best_of_the_ablations():
     rho = ablations.select(frame, "rho").groupby("rho")["one_label"].mean()
     assert begin["rho"] == rho.idxmax() and f"{rho.min():.1f} %" in begin["why"]
     assert ("no more than noise" in begin["why"]) != ablations.finding(frame, "rho")["clear"]
+
+
+def test_without_all_of_the_ablations_it_begins_with_the_defaults(tmp_path):
+    grid, begin, found = own_trainer.start(str(tmp_path / "elsewhere"))
+    assert grid is None and begin == {"eps": 0.3, "rho": 0.3} and "defaults" in found
+    reference = ROOT / "results" / "reference" / "ablations"
+    one = next(path for path in reference.glob("runs/*") if (path / "result.json").exists())
+    shutil.copytree(one, tmp_path / "begun" / "runs" / one.name)
+    grid, begin, found = own_trainer.start(str(tmp_path / "begun"))
+    assert grid is None and "not varied both" in found
+    assert own_trainer.start(str(reference))[2].endswith("results/reference/ablations")
 
 
 def test_what_is_written_is_what_is_shown(tmp_path):

@@ -59,8 +59,12 @@ def preset(tmp_path_factory) -> Path:
         "text/plain": "Figure()",
     }
     outputs.append(nbformat.v4.new_output("display_data", shown))
+    table = {"text/html": "<table><tr><td>CIFAR-100</td><td>81.7 ± 0.5</td></tr></table>"}
+    outputs.append(nbformat.v4.new_output("display_data", table))
     code = 'save(figure, "phase-diagrams")'
     cells.insert(2, nbformat.v4.new_code_cell(code, outputs=outputs))
+    seen = {"metadata": {"tags": ["unfolded"]}}
+    cells.append(nbformat.v4.new_code_cell("for step in range(3):\n    pass", **seen))
     executed = nbformat.v4.new_notebook(cells=cells, metadata={"papermill": {"duration": 65.0}})
     for name in ("01_linear_theory", "02_sample_complexity.running", "05_paper_tables.failed"):
         results.write_text(folder / f"notebooks/{name}.ipynb", nbformat.writes(executed))
@@ -96,8 +100,10 @@ def test_a_notebook_is_a_page_with_formulas_folded_code_and_contents(site):
     assert "𝔼" in text.replace("&#x1D53C;", "𝔼") and text.count("<math") == 2 and "$" not in text
     assert '<a href="https://example.org">Open it</a>' in text  # a badge would be fetched
     assert '<a href="#A-heading">A heading</a>' in text
-    assert "<summary>Code, 1 lines</summary>" in text
+    assert '<details class="code"><summary>Code, 1 lines</summary>' in text
+    assert '<details class="code" open=""><summary>Code, 2 lines' in text  # what a reader should see
     assert "<summary>Log, 30 lines: epoch 29</summary>" in text
+    assert "<td nowrap>CIFAR-100</td><td>81.7 ±\N{NO-BREAK SPACE}0.5</td>" in text
     assert f"data:image/png;base64,{PIXEL}" in text and "model_id" not in text
 
 

@@ -18,6 +18,8 @@ SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg
 # What would make a browser fetch from elsewhere, as a badge does; of an image its text stays.
 REMOTE = re.compile(r'<(?:img|script|link|iframe|source)\b[^>]*?\b(?:src|href)="(?:https?:)?//[^>]*>')
 ALT = re.compile(r'\balt="([^"]*)"')
+PRIME = re.compile(r"<msup>((?:(?!<msup>).)*?)<mi>&#x02032;</mi></msup>")  # the glyph is raised already
+SHORT = re.compile(r"<td(?=[^>]*>[^<±]{1,12}</td>)")  # cells that are not broken
 LONGEST = 12  # lines of a log that is shown unfolded
 
 
@@ -39,7 +41,9 @@ def mathml(tex: str, display: str) -> str:
     """
     tex = re.sub(r"\\(mathbb|mathrm|mathcal) (\w)", r"\\\1{\2}", tex.strip())  # which it reads only so
     try:
-        return convert(tex, display=display)
+        return PRIME.sub(
+            r"<mrow>\1<mo lspace='0' rspace='0'>&#x02032;</mo></mrow>", convert(tex, display=display)
+        )
     except Exception:  # whatever a person may have typed
         return f"<code>{html.escape(tex)}</code>"
 
@@ -72,6 +76,7 @@ def page(exporter: Exporter, path: Path) -> dict:
     notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
     body, _ = exporter.from_notebook_node(notebook)
     body = REMOTE.sub(lambda found: "".join(ALT.findall(found[0])), body)
+    body = SHORT.sub("<td nowrap", body).replace(" ± ", " ±\N{NO-BREAK SPACE}")  # a line ends before the ±
     first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
     return {
         "stem": path.stem,

@@ -64,7 +64,7 @@ def write(folder, name, accuracy, baselines=None):
     path = folder / "runs" / name
     path.mkdir(parents=True)
     points = [{"labels_per_class": 1, "accuracy_mean": accuracy}]
-    probe = {"name": name, "label_efficiency": points, "linear": {"accuracy": 0.9}}
+    probe = {"name": name, "label_efficiency": points, "linear": {"accuracy": 0.9}, "knn": 0.9}
     (path / "probe.json").write_text(json.dumps(probe | {"baselines": baselines or []}))
     if baselines:
         metrics = {"projection_std": 0.9, "effective_rank": 9.0, "verdict": "collapsed"}

@@ -45,9 +45,10 @@ SMALL_METHODS = (
     {"method": "none"},
 )
 
-# A network and views of a size that two cores manage; schedules in the form that ImageNet's recipe has.
+# A network and views of a size that two cores manage: on held-out training images, by far ahead of ResNet-18
+# of width 32 at 64 pixels in half the time. The schedules have the form of ImageNet's recipe.
 IMAGENETTE = {
-    **{"width": 32, "image_size": 64, "batch_size": 64, "precision": "auto", "epochs": 24},
+    **{"encoder": "conv", "width": 64, "image_size": 48, "batch_size": 64, "precision": "auto", "epochs": 20},
     **{"lr_schedule": "cosine", "warmup": 2, "ema": 0.99, "ema_schedule": "cosine"},
 }
 
@@ -212,7 +213,7 @@ PRESETS = {
     "stl10": paper_preset("stl10", "STL-10"),
     "imagenette": Preset(
         "Imagenette, ten of ImageNet's classes, as ImageNet is read but without a GPU: a small network at "
-        "64 pixels, 24 epochs, five methods, 2 seeds (2 hours on 2 cores, estimated)",
+        "48 pixels, 20 epochs, five methods, 2 seeds (1.5 hours on 2 cores, estimated)",
         variants=(*CORE_METHODS, {"method": "mlp"}),
         shared={"dataset": "imagenette", **IMAGENETTE},
         seeds=2,

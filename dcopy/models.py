@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
 
@@ -130,11 +131,13 @@ def library_encoder(config: TrainConfig, channels: int) -> nn.Module:
         timm = require_timm(config.encoder)
         fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
         sizes = {"img_size": size} if fixed else {}
-        model = timm.create_model(name, num_classes=0, in_chans=channels, **sizes)
+        with _taking(config, channels):
+            model = timm.create_model(name, num_classes=0, in_chans=channels, **sizes)
     else:
         own = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
         own |= {"image_size": size} if name.startswith("vit_") else {}
-        model = torchvision.models.get_model(name, weights=None, **own)
+        with _taking(config, channels):
+            model = torchvision.models.get_model(name, weights=None, **own)
         linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise ValueError(f"encoder={config.encoder} has no linear layer to take off; choose another")
@@ -145,19 +148,25 @@ def library_encoder(config: TrainConfig, channels: int) -> nn.Module:
         if hasattr(module, "drop_prob"):  # timm's DropPath
             module.drop_prob = 0.0
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        with torch.enable_grad():
-            features = model.eval()(torch.zeros(2, channels, size, size))  # (2, out_dim)
-            gradients = torch.autograd.grad(features.sum(), trained, allow_unused=True)
+    with _taking(config, channels), torch.enable_grad():
+        features = model.eval()(torch.zeros(2, channels, size, size))  # (2, out_dim)
+        gradients = torch.autograd.grad(features.sum(), trained, allow_unused=True)
         _, model.out_dim = features.shape
-    except (RuntimeError, AssertionError, ValueError) as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"encoder={config.encoder} does not take images of {channels}x{size}x{size} ({why})"
-        ) from None
     for parameter, gradient in zip(trained, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
     return model.train()
+
+
+@contextlib.contextmanager
+def _taking(config: TrainConfig, channels: int):
+    """What goes wrong in the block, a model or its first images, as one line."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        why, size = (str(error) or type(error).__name__).splitlines()[0], config.image_size
+        raise ValueError(
+            f"encoder={config.encoder} does not take images of {channels}x{size}x{size} ({why})"
+        ) from None
 
 
 def head(inputs: int, hidden: int, outputs: int, kind: str) -> nn.Sequential:

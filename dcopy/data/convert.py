@@ -16,6 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .. import machine
+from ..config import require
 from ..machine import shown
 from ..progress import wants_bar
 from ..results import atomic, read_json, write_json, write_text
@@ -62,7 +63,12 @@ def from_listing(listing: Listing) -> Source:
 
 
 def stored_side(image_size: int) -> int:
-    """Longest short side of a stored image, pixels, for views of this size: 320 for 224."""
+    """Longest short side of a stored image, pixels, for views of this size: 320 for 224.
+
+    Raises:
+        ValueError: views of less than a pixel.
+    """
+    require("image_size", image_size, image_size >= 1, "a number of pixels, at least 1")
     return max(LEAST_SIDE, image_size * 10 // 7)
 
 

@@ -80,14 +80,13 @@ def read(
     ...     read(Path(photos), Path(root), image_size=32, progress=False)["unlabeled"].shape
     torch.Size([1, 3, 32, 32])
     """
-    require("image_size", image_size, image_size >= 1, "a number of pixels, at least 1")
-    skip_bad = skips_bad(skip_bad)
+    side, skip_bad = convert.stored_side(image_size), skips_bad(skip_bad)
     white = _setting("DCOPY_WHITE", white, WHITE)
     megapixels = _setting("DCOPY_MEGAPIXELS", megapixels, 0)
     listing = find(path)
     caches = root / "folders"
     choices = (f"-white{white}" if white != WHITE else "") + (f"-{megapixels}mp" if megapixels else "")
-    key, side = _content_key(listing, caches), convert.stored_side(image_size)
+    key = _content_key(listing, caches)
     in_memory = fit_in_memory(len(listing.all_files()), image_size)
     cache = caches / f"{key}-{image_size if in_memory else f'jpeg{side}'}{choices}"
 

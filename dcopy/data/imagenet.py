@@ -85,7 +85,8 @@ def read(
     convert.once(folder, make, progress)
     meta = convert.read_meta(folder)
     if meta["skipped"] and not skip_bad:
-        raise ValueError(convert.complaint(name, meta["skipped"]))
+        again = f"where they are whole by now, delete {shown(folder)} and the same command makes it again"
+        raise ValueError(f"{convert.complaint(name, meta['skipped'])}; {again}")
     for note in notes(meta):
         say(f"{name}: {note}", progress)
     return convert.fields(folder, image_size, CENTRAL)

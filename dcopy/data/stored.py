@@ -86,19 +86,18 @@ class StoredImages:
         H, W = (torch.from_numpy(self.index[name][which].astype(np.float32)) for name in ("H", "W"))
         return H, W
 
-    def crops(self, i: int, boxes: list[list[int]], size: tuple[int, int]) -> list[np.ndarray]:
+    def crops(self, i: int, boxes: list[list[int]], out: np.ndarray) -> None:
         """Rectangles of image i, which is decoded once, resized as by torchvision on such an image.
 
         Args:
             boxes: top, left, height and width of each, pixels.
-            size: (h, w) of the results.
-
-        Returns:
-            For each an (h, w, 3) uint8.
+            out: (len(boxes), h, w, 3) uint8, which is filled.
         """
+        _, h, w, _ = out.shape
         with self.opened(i) as image:
-            cut = (image.crop((left, top, left + w, top + h)) for top, left, h, w in boxes)
-            return [np.asarray(part.resize(size[::-1], Image.Resampling.BILINEAR)) for part in cut]
+            for place, (top, left, height, width) in zip(out, boxes, strict=True):
+                cut = image.crop((left, top, left + width, top + height))
+                place[:] = cut.resize((w, h), Image.Resampling.BILINEAR)
 
     def _clean(self, i: int) -> np.ndarray:
         with self.opened(i) as image:

@@ -71,6 +71,7 @@ def sgd_probe(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         require(name, value, value >= 1, "an integer of at least 1")
     start, classes = time.perf_counter(), int(max(train_y.max(), test_y.max())) + 1
+    vectors = 2 if classes == 2 else 1  # for two classes scikit-learn has w alone, where we have w/2 and -w/2
     device, _ = hardware.choose(device)
     generator = torch.Generator().manual_seed(seed)
     held_out = max(math.ceil(validation * len(train_y)), len(np.unique(train_y)))
@@ -87,7 +88,7 @@ def sgd_probe(
         groups = []
         for layer, (lr, C) in zip(layers, pairs, strict=True):
             nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
-            groups.append({"params": [layer.weight], "lr": lr, "weight_decay": 1 / (C * len(which))})
+            groups.append({"params": [layer.weight], "lr": lr, "weight_decay": vectors / (C * len(which))})
             groups.append({"params": [layer.bias], "lr": lr})
         optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
         steps = epochs * math.ceil(len(which) / batch_size)
@@ -175,10 +176,11 @@ def crop_features(encoder: nn.Module, images, device=None) -> Crops:
             x = crop.apply(mine, crop.sample(mine.shape, generator))
         else:
             shape = (len(which), images.shape[1], *images.sizes(which))
-            boxes = torch.stack([*crop.sample(shape, generator).values()], 1).int().tolist()
+            boxes = torch.stack([*crop.sample(shape, generator).values()], 1)[:, None].int().tolist()
+            parts = np.empty((len(which), 1, *size, 3), np.uint8)
             with ThreadPoolExecutor(machine.cores()) as pool:  # Pillow decodes without the interpreter lock
-                parts = list(pool.map(lambda i, box: images.crops(int(i), [box], size)[0], which, boxes))
-            x = to_float(torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2))
+                list(pool.map(images.crops, which.tolist(), boxes, parts))  # which raises what they do
+            x = to_float(torch.from_numpy(parts[:, 0]).permute(0, 3, 1, 2))
         return (255 * flip.apply(x, flip.sample(x.shape, generator))).round().byte()
 
     def features(batches: list[np.ndarray], epoch: int) -> Iterator[Tensor]:

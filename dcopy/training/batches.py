@@ -6,6 +6,7 @@ neither the number of workers nor that of ranks matters, and a run that goes on 
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from ..data.augment import Augmentation, RandomResizedCrop
 from ..data.stored import StoredImages
 from .ranks import Alone
 from .step import derive_seed
+
+AHEAD = 2  # batches that a worker is asked for in advance
 
 
 def build(
@@ -74,6 +77,7 @@ class FromDisk(InMemory):
             batch_size=None,  # the reader makes whole batches
             sampler=_Plan(self, epoch, step),
             num_workers=workers(),
+            prefetch_factor=AHEAD,
             pin_memory=self.is_cuda,
             generator=torch.Generator(),  # from which a base seed is drawn that nobody uses
         )
@@ -91,7 +95,8 @@ class FromDisk(InMemory):
                 self.waited += time.monotonic() - started
                 if crops is None:
                     return
-                yield crops.to(self.device, non_blocking=True).permute(0, 1, 4, 2, 3).contiguous()
+                # a copy: a worker fills this memory again once the next batch is asked for
+                yield crops.to(self.device, non_blocking=self.is_cuda).permute(0, 1, 4, 2, 3).contiguous()
         except (RuntimeError, ValueError) as error:
             raise _explained(error) from None
         finally:  # An error's traceback would keep the workers, and the interpreter would wait for them.
@@ -130,18 +135,25 @@ class Reader(torch.utils.data.Dataset):
 
     def __init__(self, images: StoredImages, crop: RandomResizedCrop, seed: int, own: slice):
         self.images, self.crop, self.seed, self.own = images, crop, seed, own
+        self.places = None
 
     def __getitem__(self, batch: tuple[int, int, np.ndarray]) -> Tensor:
-        """The crops (n, 2, h, w, 3) uint8 of a batch, given its epoch, step and indices (N,)."""
+        """The crops (n, 2, h, w, 3) uint8 of a batch, given its epoch, step and indices (N,).
+
+        They lie in memory that processes share, and that the call after AHEAD others overwrites.
+        """
         epoch, step, indices = batch
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "crop", epoch, step))
         shape = (len(indices), 3, *self.images.sizes(indices))
         drawn = [torch.stack([*self.crop.sample(shape, generator).values()], 1) for _ in range(2)]
         boxes = torch.stack(drawn, 1).int()[self.own].tolist()  # (n, 2, 4): top, left, height, width
-        crops = np.empty((len(boxes), 2, *self.crop.size, 3), np.uint8)
-        for i, (index, pair) in enumerate(zip(indices[self.own].tolist(), boxes, strict=True)):
-            crops[i] = self.images.crops(index, pair, self.crop.size)
-        return torch.from_numpy(crops)
+        if self.places is None:  # by each worker for itself: nothing is copied to the process that trains
+            shape = (AHEAD + 1, len(boxes), 2, *self.crop.size, 3)
+            self.places = itertools.cycle(torch.empty(shape, dtype=torch.uint8).share_memory_())
+        crops = next(self.places)
+        for index, pair, out in zip(indices[self.own].tolist(), boxes, crops.numpy(), strict=True):
+            self.images.crops(index, pair, out)
+        return crops
 
 
 def workers() -> int:

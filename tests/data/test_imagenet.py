@@ -4,10 +4,12 @@ import hashlib
 import io
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from helpers.pictures import picture, put, small_imagenet
 from scipy.io import savemat
+from torchvision.transforms import functional as F
 
 from dcopy.data import convert, download, fingerprint, imagenet, load
 from dcopy.data.__main__ import main
@@ -23,9 +25,9 @@ def little(monkeypatch):
 
 
 def flat(root):
-    """The validation images in one folder, numbered against the order of the classes; their devkit."""
+    """The validation images in one folder, numbered from class to class and back; their devkit."""
     place, truth = small_imagenet(root / "imagenet"), []
-    images = sorted((place / "val").glob("*/*"), reverse=True)
+    images = sorted((place / "val").glob("*/*"), key=lambda file: file.stem[::-1], reverse=True)
     for number, file in enumerate(images, start=1):
         truth.append({"n01": 7, "n02": 3}[file.parent.name])
         file.replace(place / "val" / f"ILSVRC2012_val_{number:08}.JPEG")
@@ -100,6 +102,17 @@ def test_the_size_of_a_view_sets_the_size_that_is_kept(root):
         assert images[:1].shape == (1, 3, size, size)
 
 
+def test_an_encoder_is_evaluated_on_the_middle_of_an_image(root):
+    """224 of 256 of the short side, as usual on ImageNet."""
+    place = small_imagenet(root / "imagenet")
+    put(place / "val" / "n01" / "n01_0.JPEG", picture(0, (320, 256)), format="JPEG")
+    data = load("imagenet", root, progress=False)
+    (i,) = np.flatnonzero(data.test.index["W"] == 320)
+    with data.test.opened(i) as image:
+        expected = np.asarray(F.center_crop(image, 224))
+    assert np.array_equal(data.test[int(i)].permute(1, 2, 0), expected)
+
+
 def test_odd_files_of_imagenet_are_taken(root):
     """It has CMYK files, and a PNG whose name says JPEG."""
     place = small_imagenet(root / "imagenet")
@@ -167,6 +180,22 @@ def test_one_line_says_what_is_wrong(make, root, capsys):
 def test_a_damaged_file_can_be_left_out(root):
     truncated(root)
     assert len(load("imagenet", root, skip_bad=True, progress=False).train) == 11
+    made = root / "folders" / "imagenet-jpeg320"
+    with pytest.raises(ValueError, match=rf"n02_0\.JPEG: .*; where they are whole by now, delete {made} "):
+        load("imagenet", root, progress=False)
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_views_without_a_pixel_are_refused(size, root):
+    small_imagenet(root / "imagenet")
+    with pytest.raises(ValueError, match=rf"image_size={size} is not allowed; it must be a number of pixels"):
+        load("imagenet", root, image_size=size, progress=False)
+
+
+def test_a_saved_data_set_may_hold_images_or_their_paths(tmp_path):
+    file = put(tmp_path / "a.png")
+    assert imagenet._bytes({"bytes": None, "path": str(file)}) == file.read_bytes()
+    assert imagenet._bytes({"bytes": b"1", "path": "a.png"}) == b"1"
 
 
 def test_a_saved_data_set_of_other_columns_is_refused(root):

@@ -1,8 +1,13 @@
 """Images on disk: shards that are made once, whatever happens meanwhile, and read one by one."""
 
 import io
+import itertools
+import os
 import pickle
+import signal
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,8 +132,8 @@ def test_crops_are_those_of_torchvision(root, box, tmp_path):
     put(tmp_path / "a.png", picture(3, (31, 20)))
     images = read(tmp_path, root).unlabeled
     image = Image.open(io.BytesIO(images.jpeg(0)))
-    (cut,) = images.crops(0, [box], (9, 12))
-    assert np.array_equal(cut, F.resized_crop(image, *box, (9, 12)))
+    images.crops(0, [box, box], out := np.zeros((2, 9, 12, 3), np.uint8))
+    assert all(np.array_equal(cut, F.resized_crop(image, *box, (9, 12))) for cut in out)
 
 
 def test_clean_images_are_the_middle_that_is_asked_for(photos, root):
@@ -172,6 +177,58 @@ def test_shards_that_were_finished_are_kept(photos, root, monkeypatch):
     assert not list(root.glob("folders/*/meta.json"))
     assert fingerprint(read(photos, root).train) == whole
     assert written == [f"train-{i:05}.tar" for i in (0, 1, 2, 2)] + ["test-00000.tar"]
+
+
+KILLS = {  # the n-th call of a function, which is replaced by a kill
+    "within a shard": (convert, "_shrunk", 6),
+    "within a write": (np, "save", 2),
+    "between shard and index": (Path, "replace", 5),
+    "between index and facts": (convert, "write_json", 2),
+    "within the check": (convert, "_digest", 2),
+}
+
+
+def killed(function, n):
+    """The function, whose n-th call kills the process."""
+    count = itertools.count(1)
+    return lambda *args: os.kill(os.getpid(), signal.SIGKILL) if next(count) == n else function(*args)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forks")
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_conversion_that_is_killed_goes_on_to_the_same_shards(moment, photos, root):
+    owner, name, n = KILLS[moment]
+    whole = fingerprint(read(photos, root / "other").train)
+    child = os.fork()
+    if child == 0:
+        setattr(owner, name, killed(getattr(owner, name), n))
+        read(photos, root)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and not list(root.glob("folders/*/meta.json"))
+    kept = {path: path.stat().st_ino for path in shards(root) if path.with_suffix(".json").exists()}
+    assert fingerprint(read(photos, root).train) == whole
+    assert kept.items() <= {path: path.stat().st_ino for path in shards(root)}.items()
+    assert not list(root.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "what, reason", [("changed", r"image 0 in \S+ is no JPEG"), ("gone", "lacks 4 images")]
+)
+def test_shards_are_read_again_before_they_count(what, reason, photos, root):
+    """Also those that an earlier call has written, whatever the disk has made of them since."""
+    read(photos, root)
+    next(root.glob("folders/*/meta.json")).unlink()
+    shard = shards(root)[1]
+    if what == "gone":
+        shard.unlink()
+    else:
+        data = bytearray(shard.read_bytes())
+        data[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + 2] = bytes(2)
+        shard.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{reason}.*; delete .* again"):
+        read(photos, root)
+    assert not list(root.glob("folders/*/meta.json"))
 
 
 def test_shards_of_other_files_are_made_anew(photos, root):

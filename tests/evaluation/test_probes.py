@@ -237,6 +237,15 @@ def test_label_efficiency_is_logistic_regression_on_the_chosen_images():
 # the published protocol
 
 
+def test_features_are_standardized_by_all_of_many_blocks(monkeypatch):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 3)) * np.linspace(0.1, 9, 60)[:, None]
+    y = np.arange(60) % 3
+    whole, cut = label_efficiency(x, y, x, y, labels_per_class=(2,), draws=3), probes.blocks
+    monkeypatch.setattr(probes, "blocks", lambda count, size=7: cut(count, size))
+    assert label_efficiency(x, y, x, y, labels_per_class=(2,), draws=3) == whole
+
+
 def test_reference_probe_reports_the_best_epoch_and_the_last():
     data = blobs(train=1000, noise=1.0)
     outcome = reference_probe(*data)

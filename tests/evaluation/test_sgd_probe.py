@@ -32,6 +32,25 @@ def test_it_agrees_with_scikit_learns_within_half_a_point(C, digits):
     assert ours["accuracy"] <= ours["top5"] and ours["converged"]
 
 
+def test_the_penalty_of_two_classes_is_scikit_learns_and_leaves_the_bias_alone():
+    """One feature and unequal classes, so that the border between them moves with the penalty."""
+    generator = np.random.default_rng(0)
+    y = (generator.random(800) < 0.25).astype(int)
+    x = (2 * y + generator.normal(size=800))[:, None].astype(np.float32)
+    features = x[:400], y[:400], x[400:], y[400:]
+    for C, accuracy in ((0.001, 0.7575), (0.01, 0.82)):
+        options = {"lr_grid": (0.1,), "epochs": 30, "batch_size": 64, "device": "cpu"}
+        assert probes.linear_probe(*features, C_grid=(C,))["accuracy"] == accuracy
+        assert abs(sgd_probe.sgd_probe(*features, C_grid=(C,), **options)["accuracy"] - accuracy) <= 0.005
+
+
+def test_top5_counts_the_class_among_the_first_five():
+    layer, scale = torch.nn.Linear(7, 7), (torch.zeros(7), torch.ones(7))
+    layer.weight.data, layer.bias.data = torch.eye(7), torch.zeros(7)
+    x = np.tile(np.arange(7, 0, -1, dtype=np.float32), (4, 1))  # class 0 first, class 6 last
+    assert sgd_probe.hits(layer, scale, x, np.array([0, 4, 5, 6])) == (0.25, 0.5)
+
+
 def test_the_pair_is_chosen_on_held_out_training_images_and_the_test_set_read_once(digits, monkeypatch):
     train_x, train_y, test_x, test_y = digits
     read = []
@@ -70,6 +89,13 @@ def test_crops_of_images_in_memory_differ_by_epoch_and_are_the_same_again():
     assert not torch.equal(first[0], encoder(images[:16]))
 
 
+def test_half_of_the_crops_are_mirrored():
+    images = torch.arange(0, 256, 8, dtype=torch.uint8).expand(200, 1, 32, 32)  # brighter to the right
+    (x,) = sgd_probe.crop_features(evaluate.RawPixels(), images, "cpu")([np.arange(200)], 0)
+    x = x.view(200, 32, 32)
+    assert 0.4 < (x[:, 0, 0] > x[:, 0, -1]).float().mean() < 0.6
+
+
 def test_crops_of_images_on_disk_are_cut_by_their_reader():
     """Boxes of the area and inside of each image's own size; `crops` gets them one image at a time."""
     boxes = {}
@@ -80,9 +106,9 @@ def test_crops_of_images_on_disk_are_cut_by_their_reader():
         def sizes(self, which):
             return torch.full((len(which),), 20.0), torch.full((len(which),), 30.0)
 
-        def crops(self, i, own, size):
+        def crops(self, i, own, out):
             boxes[i] = own
-            return [np.full((*size, 3), i, np.uint8)]
+            out[:] = i
 
     crop = sgd_probe.crop_features(evaluate.RawPixels(), OnDisk(), "cpu")
     (x,) = crop([np.array([4, 2, 5])], 0)

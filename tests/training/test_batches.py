@@ -12,11 +12,12 @@ from helpers.ranks import as_torchrun
 from helpers.tiny import assert_same, tiny_config, tiny_run
 from torchvision.transforms import functional as F
 
-from dcopy import machine
+from dcopy import data, machine
 from dcopy.data import augment, imagenet, load
 from dcopy.training import batches, ranks
+from dcopy.training.graphs import FastStep
 from dcopy.training.interrupt import Interrupted
-from dcopy.training.step import derive_seed
+from dcopy.training.step import Trainer, derive_seed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forks")
 SMALL = {"dataset": "imagenette", "encoder": "resnet18", "image_size": 32}
@@ -36,11 +37,14 @@ def config(**fields):
     return tiny_config(**SMALL | {"batch_size": 8, "epochs": 2} | fields)
 
 
-def begin(images, group=None, epoch=0, step=0, **fields):
+def build(images, group=None, **fields):
     one = config(**fields)
     augmentation = augment.build("imagenet", one.image_size)
-    made, _ = batches.build(images, one, augmentation, torch.device("cpu"), group or ranks.Alone())
-    return made.begin(epoch, step)
+    return batches.build(images, one, augmentation, torch.device("cpu"), group or ranks.Alone())[0]
+
+
+def begin(images, group=None, epoch=0, step=0, **fields):
+    return build(images, group, **fields).begin(epoch, step)
 
 
 def test_a_step_gets_two_crops_of_each_of_its_images(images):
@@ -59,6 +63,30 @@ def test_a_step_gets_two_crops_of_each_of_its_images(images):
                 expected = np.asarray(F.resized_crop(image, *box, (32, 32)))
             assert np.array_equal(crops[i, view].permute(1, 2, 0), expected)
     assert not torch.equal(crops[:, 0], crops[:, 1])
+
+
+def test_an_image_is_read_once_for_both_of_its_crops(images, monkeypatch):
+    read, jpeg = [], type(images).jpeg
+    monkeypatch.setattr(type(images), "jpeg", lambda self, i: (read.append(i), jpeg(self, i))[1])
+    reader = batches.Reader(images, augment.build("imagenet", 32).operations[0], 0, slice(2, 6))
+    assert reader[0, 0, np.arange(8)].shape == (4, 2, 32, 32, 3)
+    assert read == [2, 3, 4, 5]
+
+
+def test_batches_that_are_kept_stay_as_they_are(images):
+    """Though workers read each further one into the memory of one before."""
+    fingerprints, kept = [], []
+    for batch in begin(images, epochs=6):
+        kept.append(batch)
+        fingerprints.append(data.fingerprint(batch))
+    assert [data.fingerprint(batch) for batch in kept] == fingerprints and len({*fingerprints}) == 18
+
+
+def test_each_crop_becomes_a_view_of_its_own():
+    made = FastStep(Trainer(tiny_config(), channels=1), augment.Augmentation(()))
+    crops = torch.randint(256, (4, 2, 1, 8, 8), dtype=torch.uint8)
+    for view, x in enumerate(made.views(crops, torch.Generator())):
+        assert torch.equal(x, crops[:, view] / 255)
 
 
 def test_the_number_of_workers_does_not_matter(images, monkeypatch):
@@ -127,6 +155,12 @@ def test_the_wait_for_data_is_told(images, tmp_path, capsys):
     run = tiny_run(tmp_path, config(epochs=2), images=images, progress=True)
     assert all(0 < record["data_wait"] < 1 for record in run.metrics)
     assert f"{run.metrics[1]['data_wait']:.1%} waiting for data" in capsys.readouterr().out
+
+
+def test_the_wait_is_that_since_it_was_last_asked_for(images):
+    made = build(images)
+    assert len([*made.begin(0, 0)]) == 6
+    assert 0 < made.facts()["data_wait"] <= 1 and made.facts() == {"data_wait": 0.0}
 
 
 def test_a_damaged_image_stops_the_run_by_one_line(images, tmp_path, monkeypatch):

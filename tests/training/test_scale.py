@@ -71,6 +71,23 @@ def test_the_step_moves_the_target_with_the_momentum_of_the_schedule():
         torch.testing.assert_close(new, 0.75 * old + 0.25 * online)
 
 
+def test_each_step_of_a_run_has_the_rates_of_its_place_in_the_whole_run(tmp_path, monkeypatch):
+    """Also where it goes on after a stop."""
+    config, seen, step = tiny_config(**COSINE), [], Trainer.step
+
+    def noted(self, *views):
+        seen.append((*(group["lr"] for group in self.optimizer.param_groups), self.ema))
+        return step(self, *views)
+
+    monkeypatch.setattr(Trainer, "step", noted)
+    for _ in range(4):
+        with pytest.raises(Interrupted):
+            tiny_run(tmp_path, config, stop_after=0)
+    tiny_run(tmp_path, config)
+    rates = [(config.lr * schedule.lr_factor(config, i, 3), schedule.ema(config, i, 3)) for i in range(9)]
+    assert seen == rates and len({*rates}) == 9
+
+
 def test_simsiams_predictor_keeps_its_learning_rate():
     """Chen and He 2021, section 4.2; as in `facebookresearch/simsiam`."""
     trainer = make(method="simsiam", epochs=10, lr=0.4, lr_schedule="cosine")

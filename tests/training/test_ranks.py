@@ -1,23 +1,28 @@
 """Several processes: they train the run that one process trains, and one line says why they stop."""
 
+import dataclasses
+import functools
 import os
 import re
 import signal
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
 from helpers.ranks import as_torchrun
 from helpers.tiny import tiny_config, tiny_images, tiny_run, tiny_views
 
-from dcopy import results
+from dcopy import data, results
 from dcopy.__main__ import main
 from dcopy.config import METHODS, parse_options
-from dcopy.data import augment
+from dcopy.data import augment, imagenet
+from dcopy.data.stored import StoredImages
 from dcopy.training import checkpoint, interrupt, launch, ranks
 from dcopy.training.loop import pretrain
 from dcopy.training.step import Trainer
+from dcopy.workflow import presets
 from dcopy.workflow.plan import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forks")
@@ -129,6 +134,26 @@ def test_a_run_goes_on_with_another_number_of_processes(fields, float64, tmp_pat
         for name in ("loss", "projection_std", "effective_rank"):  # the mean loss is kept in float32
             assert ours[name] == pytest.approx(theirs[name], rel=1e-6)
     assert results.read_json(last[0].folder / "result.json")["processes"] == 2
+
+
+def test_two_processes_train_the_imagenette_preset_as_one(real_data, float64, tmp_path, monkeypatch):
+    """Real photographs, read as ImageNet is: JPEGs on disk that workers decode for each rank."""
+    place = tmp_path / "imagenette"
+    with zipfile.ZipFile(real_data / "imagenette128.zip") as archive:
+        for split, every in (("train", 150), ("val", 400)):
+            names = [name for name in archive.namelist() if re.match(rf"{split}/.+\.", name)]
+            archive.extractall(place, names[::every])
+    train, val = (len(list(place.glob(f"{split}/*/*"))) for split in ("train", "val"))
+    monkeypatch.setitem(imagenet.KNOWN, "imagenette", (10, train, val))  # else a part of it is refused
+    config = presets.get("imagenette").runs()[0]
+    images = data.load("imagenette", tmp_path, image_size=config.image_size, progress=False).pretrain()
+    assert isinstance(images, StoredImages) and len(images) > 60
+    config = dataclasses.replace(config, epochs=1, warmup=0, batch_size=20, precision="fp32")
+    run = functools.partial(pretrain, config, images=images, device="cpu", compile=False, progress=False)
+    alone = run(tmp_path / "alone")
+    for shared in as_torchrun(lambda rank: run(tmp_path / "shared"), tmp_path / "ranks"):
+        (tensors, _), (others, _) = (checkpoint.load(one.folder) for one in (alone, shared))
+        torch.testing.assert_close(others, tensors, **CLOSE)
 
 
 # what is refused

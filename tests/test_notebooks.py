@@ -67,6 +67,7 @@ def test_it_opens_with_title_claim_badge_and_the_setup_that_all_share(path):
     title, setup = read(path, "markdown")[0]["source"], read(path, "code")[0]["source"]
     assert title.startswith("# ") and "**Claim" in title and "arxiv.org/abs/2110.04947" in title
     assert address.badge(REPOSITORY, path.stem) in title and ("Colab" in title) == bool(REPOSITORY)
+    assert "\n\nAfter this notebook you will know " in title
     assert setup == address.setup_cell(REPOSITORY)
 
 

@@ -203,7 +203,7 @@ def label_efficiency(
     """Accuracy of the linear probe when only some labels are known, over several draws of them.
 
     Features are standardized with the statistics of all training images, which needs no label; C
-    is fixed, since with one label a class nothing can be held out. Draw i takes the same images
+    is fixed, since with one label per class nothing can be held out. Draw i takes the same images
     for every encoder, so methods compare on the same labels.
 
     Args:

@@ -34,7 +34,7 @@ def heatmap(table: pd.DataFrame, title: str) -> Figure:
 
 
 def lines(frame: pd.DataFrame, title: str) -> Figure:
-    """Accuracy on one label a class and effective rank against the setting: mean, one std, seeds.
+    """Accuracy on one label per class and effective rank against the setting: mean, one std, seeds.
 
     Numbers are joined by a line with a band; settings that are words have whiskers.
 
@@ -94,7 +94,7 @@ def beside(frames: dict[str, pd.DataFrame]) -> Figure:
 
 
 def switches(frames: dict[str, pd.DataFrame]) -> Figure:
-    """Accuracy on one label a class in two settings each, a panel a choice: a line a seed, and the mean.
+    """Accuracy on one label per class in two settings each, a panel a choice: a line a seed, and the mean.
 
     Args:
         frames: by the name of the choice: setting, seed and one_label (percent), a row a run.

@@ -34,6 +34,11 @@ BESIDE = {  # data: preset, and the number of labels with which representations 
     "CIFAR-10": ("ablations-cifar10-small", "all_labels"),
 }
 COMPARED = ("eps", "weight_decay", "ema")
+DIRECTIONS = {  # columns of `variance_summary`, in words
+    "sigma2_survivors": "median σ² of these",
+    "sigma2_dropped": "median σ² of the others",
+    "rank_correlation": "rank correlation",
+}
 
 
 def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
@@ -121,7 +126,7 @@ def finding(frame: pd.DataFrame, ablation: str) -> dict:
     difference, error, n = float(gap.mean()), float(gap.sem()), len(gap)
     found = {"best": best, "worst": worst, "difference": round(difference, 3), "n": n}
     sentence = (
-        f"{TITLES[ablation]}: best {best} ({means[best]:.1f} %), worst {worst} ({means[worst]:.1f} %); "
+        f"{TITLES[ablation]}: {best} is best ({means[best]:.1f} %), {worst} worst ({means[worst]:.1f} %); "
     )
     if n > 1:
         p = range_test(table)
@@ -137,7 +142,8 @@ def finding(frame: pd.DataFrame, ablation: str) -> dict:
     if len(unwell) == len(means):
         sentence += "; no setting is healthy in every seed."
     else:
-        sentence += f"; not healthy in some seed: {'; '.join(unwell)}." if unwell else "; all runs healthy."
+        sick = f"; some runs with the setting {' or '.join(unwell)} are not healthy."
+        sentence += sick if unwell else "; all runs are healthy."
     return {"ablation": ablation, "sentence": sentence, **found}
 
 
@@ -213,7 +219,7 @@ def symmetry_finding(frame: pd.DataFrame) -> str:
     gap = table[True] - table[False]
     told = "as they find" if gap.mean() < 0 else "the reverse of what they find on STL-10"
     return (
-        f"Without EMA, symmetric minus regular: {gap.mean():.1f} ± {gap.sem():.1f} points (paired, "
+        f"Without EMA, symmetric minus regular is {gap.mean():.1f} ± {gap.sem():.1f} points (paired, "
         f"n = {len(gap)}), {told}."
     )
 
@@ -241,8 +247,8 @@ def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> dict:
     correlations = pd.Series([summary["rank_correlation"] for summary in summaries])
     agree = int((correlations < 0).sum())
     sentence = (
-        f"Surviving directions: rank correlation of eigenvalue and σ² {correlations.mean():.2f} on average, "
-        f"from {correlations.min():.2f} to {correlations.max():.2f}; {agree} of {len(correlations)} runs "
-        "have the theory's sign (negative)."
+        f"Surviving directions: the rank correlation of eigenvalue and σ² is {correlations.mean():.2f} on "
+        f"average, from {correlations.min():.2f} to {correlations.max():.2f}; {agree} of {len(correlations)} "
+        "runs have the sign of the theory (negative)."
     )
     return found | {"sentence": sentence, "rank_correlations": correlations.round(3).tolist()}

@@ -2,7 +2,7 @@
 
     python -m dcopy.report.health_limits   # writes results/reference/health/ from the runs beside it
 
-What pretraining gave is measured with labels: accuracy on one label a class, from that of the encoder which
+What pretraining gave is measured with labels: accuracy on one label per class, from that of the encoder which
 the run began with (0) to that of the best run of its preset (1). The limits of `training.health` are set
 on the ablations alone; the other presets are there to judge them.
 """

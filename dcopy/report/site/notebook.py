@@ -18,6 +18,7 @@ SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg
 # What would make a browser fetch from elsewhere, as a badge does; of an image its text stays.
 REMOTE = re.compile(r'<(?:img|script|link|iframe|source)\b[^>]*?\b(?:src|href)="(?:https?:)?//[^>]*>')
 ALT = re.compile(r'\balt="([^"]*)"')
+BAR = '<mo stretchy="false">&#x0007C;</mo>'  # of a norm, without space beside it
 PRIME = re.compile(r"<msup>((?:(?!<msup>).)*?)<mi>&#x02032;</mi></msup>")  # the glyph is raised already
 SHORT = re.compile(r"<td(?=[^>]*>[^<±]{1,12}</td>)")  # cells that are not broken
 LONGEST = 12  # lines of a log that is shown unfolded
@@ -41,9 +42,8 @@ def mathml(tex: str, display: str) -> str:
     """
     tex = re.sub(r"\\(mathbb|mathrm|mathcal) (\w)", r"\\\1{\2}", tex.strip())  # which it reads only so
     try:
-        return PRIME.sub(
-            r"<mrow>\1<mo lspace='0' rspace='0'>&#x02032;</mo></mrow>", convert(tex, display=display)
-        )
+        found = convert(tex, display=display).replace(BAR, f"{BAR[:3]} lspace='0' rspace='0'{BAR[3:]}")
+        return PRIME.sub(r"<mrow>\1<mo lspace='0' rspace='0'>&#x02032;</mo></mrow>", found)
     except Exception:  # whatever a person may have typed
         return f"<code>{html.escape(tex)}</code>"
 

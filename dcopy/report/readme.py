@@ -88,14 +88,14 @@ CLAIMS = (
         methods=("DirectCopy", "no predictor"),
     ),
     Claim(
-        "Digits, accuracy in % on one label a class: DirectCopy keeps up without an eigendecomposition",
+        "Digits, accuracy in % with one label per class: DirectCopy keeps up without an eigendecomposition",
         "04_linear_probe",
         "abstract",
         column="1 a class",
         methods=("DirectCopy", "DirectPred", "raw pixels", "random encoder"),
     ),
     Claim(
-        "One line gives lightly's BYOL and SimSiam DirectCopy: digits, accuracy in % on one label a class",
+        "One line gives lightly's BYOL and SimSiam DirectCopy: digits, % with one label per class",
         "07_your_own_trainer",
         column="1 a class",
         methods=(

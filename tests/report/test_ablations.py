@@ -79,7 +79,7 @@ def test_two_data_sets_agree_where_they_rank_the_settings_alike(order, verdict, 
         for (result, probe), point in zip(runs, points, strict=True):
             run = tmp_path / preset / "runs" / result["name"]
             results.write_json(run / "result.json", result)
-            accuracies = {"linear": {"accuracy": point / 5}, "baselines": []}
+            accuracies = {"linear": {"accuracy": point / 5}, "knn": 0.5, "baselines": []}
             results.write_json(run / "probe.json", probe | accuracies)
     frames = ablations.beside(tmp_path)
     assert frames["digits"]["accuracy"].max() == 30 and frames["CIFAR-10"]["accuracy"].max() == 60

@@ -5,109 +5,16 @@ A part lies between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. What has no f
 
 from __future__ import annotations
 
-import csv
-from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__, results
 from ..config import REPOSITORY
 from ..workflow import plan, presets
 from ..workflow.outcome import clock
-from . import claims, comparison, health_limits, published
+from . import claims, comparison, health_limits, published, statements
 
 MAIN = ("method", "health (no labels used)", "1 a class", "all labels", "k-NN")
 SHOWN = ("quick", "cifar10-small", "ablations")  # presets with a part of their own
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A row of the first table, and which numbers of which file stand behind it."""
-
-    statement: str
-    notebook: str
-    paper: str = ""  # where it was made before
-    theory: tuple[int, ...] = ()  # claims in theory/claims.csv
-    column: str = ""  # of tables/`table`.csv
-    methods: tuple[str, ...] = ()  # rows of it
-    table: str = "methods"
-    measured: str = ""  # how the statements of the rows begin that are only measured
-
-
-CLAIMS = (
-    Claim(
-        "Weight decay η is a threshold: a feature of variance σ² under augmentation survives only if "
-        "η < 1/(4(1 + σ²))",
-        "01_linear_theory",
-        "abstract",
-        theory=(1, 2, 4),
-    ),
-    Claim(
-        "DirectSet(α) learns a multiple of the projection onto what augmentation leaves alone",
-        "01_linear_theory",
-        "Theorem 1†",
-        theory=(3,),
-    ),
-    Claim(
-        "With q₋ < ε < q₊ DirectCopy escapes from any small start, and nuisance features still die",
-        "01_linear_theory",
-        theory=(5,),
-    ),
-    Claim(
-        "Without predictor or stop-gradient it collapses",
-        "01_linear_theory",
-        "Tian et al., Theorem 2",
-        theory=(6,),
-    ),
-    Claim(
-        "What EMA, random starts, finite data, SGD and depth change",
-        "01_linear_theory",
-        theory=(7, 8, 9, 11, 12),
-    ),
-    Claim(
-        "The labels needed grow with the rank of the projection, not with the dimension of the data",
-        "02_sample_complexity",
-        "abstract",
-        theory=(10,),
-    ),
-    Claim(
-        "With the cosine loss weight decay only shrinks W: no threshold, and no collapse at any η",
-        "08_theory_and_network",
-        "Bao 2023, for a learned predictor",
-        theory=(13,),
-    ),
-    Claim(
-        "Digits in time: the share of F's trace that lies elsewhere than the flow says, with either loss",
-        "08_theory_and_network",
-        theory=(14,),
-        measured="digits: share of F's trace",
-    ),
-    Claim(
-        "Digits: collapse without a predictor, and none with DirectCopy, seen without labels",
-        "03_pretrain",
-        column="health (no labels used)",
-        methods=("DirectCopy", "no predictor"),
-    ),
-    Claim(
-        "Digits, accuracy in % with one label per class: DirectCopy keeps up without an eigendecomposition",
-        "04_linear_probe",
-        "abstract",
-        column="1 a class",
-        methods=("DirectCopy", "DirectPred", "raw pixels", "random encoder"),
-    ),
-    Claim(
-        "One line gives lightly's BYOL and SimSiam DirectCopy: digits, % with one label per class",
-        "07_your_own_trainer",
-        column="1 a class",
-        methods=(
-            "BYOL with lightly's head",
-            "BYOL with DirectCopy",
-            "SimSiam with lightly's head",
-            "SimSiam with DirectCopy",
-            "first weights",
-        ),
-        table="own-trainer",
-    ),
-)
 
 
 def fill(text: str, root: Path, repository: str | None = REPOSITORY) -> str:
@@ -139,9 +46,8 @@ def address_part(repository: str | None) -> str:
     """Where to get dcopy from."""
     if not repository:
         return (
-            "This copy has no public address, so nothing fetches from one. To pass it on, copy the folder; "
-            "for Colab, `pip wheel --no-deps .` makes a wheel. `python -m dcopy.report.address URL` "
-            "puts an address into badges, first cells and the citation."
+            "This copy has no public address yet; `python -m dcopy.report.address URL` puts one into badges, "
+            "notebooks and citation."
         )
     clone = f"`git clone {repository}`"
     if not colab(repository, ""):
@@ -180,7 +86,7 @@ def results_part(folder: Path, repository: str | None = REPOSITORY) -> str:
         _methods(small) or "cifar10-small: not run.",
     ]
     parts = [
-        _table(_claim(claim, quick, repository) for claim in CLAIMS),
+        _table(_claim(claim, quick, repository) for claim in statements.CLAIMS),
         _times(quick),
         *_main_table(quick),
         *_folded("The paper's claims on every data set, computed from the files of runs", _claims(folder)),
@@ -194,16 +100,20 @@ def results_part(folder: Path, repository: str | None = REPOSITORY) -> str:
 
 def _times(quick: Path) -> str:
     """What each notebook took, once."""
-    names = dict.fromkeys(claim.notebook for claim in CLAIMS)
-    return "Time of each notebook: " + ", ".join(f"{name[:2]} {_time(name, quick)}" for name in names) + "."
+    names = dict.fromkeys(claim.notebook for claim in statements.CLAIMS)
+    return (
+        "Time of each notebook: "
+        + ", ".join(f"{name[:2]} {_time(name, quick)}" for name in sorted(names))
+        + "."
+    )
 
 
 def _main_table(quick: Path) -> list[str]:
     """The columns of the quick preset's table that a reader wants first."""
-    rows = _csv(quick / "tables" / "methods.csv")
+    rows = statements.read_csv(quick / "tables" / "methods.csv")
     if not rows:
         return []
-    text = "Digits, test accuracy in percent, mean ± std over seeds; the verdict on health sees no label."
+    text = "Test accuracy on digits in percent, mean ± std over seeds. The verdict on health sees no label."
     return [text, _table({name: row[name] for name in MAIN if name in row} for row in rows)]
 
 
@@ -284,33 +194,14 @@ def _speed(folder: Path) -> list[str]:
     return parts
 
 
-def _claim(claim: Claim, quick: Path, repository: str | None) -> dict:
+def _claim(claim: statements.Claim, quick: Path, repository: str | None) -> dict:
     path = f"notebooks/{claim.notebook}.ipynb"
     link = colab(repository, path)
     return {
         "claim": claim.statement + (f" ({claim.paper})" if claim.paper else ""),
         "notebook": f"[{claim.notebook[:2]}]({path})" + (f", [Colab]({link})" if link else ""),
-        "here": here(claim, quick) or published.NOT_RUN,
+        "here": statements.here(claim, quick) or published.NOT_RUN,
     }
-
-
-def here(claim: Claim, quick: Path) -> str:
-    """What a preset's files say of a claim; '' where it was not run."""
-    if claim.column:
-        methods = {row["method"]: row for row in _csv(quick / "tables" / f"{claim.table}.csv")}
-        found = {name: methods.get(name, {}).get(claim.column) for name in claim.methods}
-        return ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
-    rows = _csv(quick / "theory" / "claims.csv")
-    own = [row for row in rows if int(row["claim"]) in claim.theory]
-    if claim.measured:
-        shown = [row for row in own if row["statement"].startswith(claim.measured)]
-        return "; ".join(f"{row['statement'].split('; ')[-1]} {float(row['measured']):.2f}" for row in shown)
-    own = [row for row in own if row["pass"]]  # the others are measured only
-    if not own:
-        return ""
-    met = sum(row["pass"] == "True" for row in own)
-    worst = max(float(row["relative_error"]) for row in own)
-    return f"{met} of {len(own)} predictions met, largest error {worst:.1g}"
 
 
 def _time(notebook: str, quick: Path) -> str:
@@ -323,13 +214,6 @@ def _time(notebook: str, quick: Path) -> str:
 def _claims(folder: Path) -> list[str]:
     rows = claims.table(claims.findings(folder))
     return [_table({name: row[name] for name in ("claim", "data", "finding")} for row in rows)]
-
-
-def _csv(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _table(rows) -> str:

@@ -121,7 +121,7 @@ def test_the_front_page_says_what_is_there_and_what_is_missing(site, preset):
 def test_what_is_claimed_of_digits_is_shown_with_digits_alone(name, about_digits, tmp_path):
     jobs = plan.jobs(name, [], str(tmp_path))
     statements = [row["statement"] for row in build.claim_rows(name, jobs, tmp_path, {})]
-    assert any(statement.startswith("Digits, accuracy") for statement in statements) == about_digits
+    assert any(statement.startswith("Digits, %") for statement in statements) == about_digits
 
 
 def test_without_anything_to_show_it_says_so(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dcopy import theory
-from dcopy.report import readme
+from dcopy.report import statements
 from dcopy.theory.claims_cosine import clock, sampled_pull
 from dcopy.theory.evidence import measured_only
 
@@ -97,6 +97,6 @@ def test_rows_that_are_measured_only_neither_pass_nor_fail(tmp_path):
     path = theory.record(rows[0].rows, tmp_path / "quick", "08")
     with open(path, encoding="utf-8") as file:
         assert [row["pass"] for row in csv.DictReader(file)] == ["", ""]
-    claim = partial(readme.Claim, "statement", "08_theory_and_network", theory=(13,))
-    assert readme.here(claim(), tmp_path / "quick") == ""
-    assert readme.here(claim(measured="a"), tmp_path / "quick") == "number 0.25"
+    claim = partial(statements.Claim, "statement", "08_theory_and_network", theory=(13,))
+    assert statements.here(claim(), tmp_path / "quick") == ""
+    assert statements.here(claim(measured="a"), tmp_path / "quick") == "number 0.25"

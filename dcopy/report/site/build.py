@@ -13,7 +13,7 @@ from pygments.formatters import HtmlFormatter
 from ... import results
 from ...workflow import plan, presets
 from ...workflow.outcome import clock
-from .. import claims, readme
+from .. import claims, readme, statements
 from . import notebook, reference, remake
 
 FIGURES = (  # for the front page, the first three that are there
@@ -155,11 +155,11 @@ def claim_rows(preset: str, jobs: list[plan.Job], place: Path, pages: dict[str, 
     return [
         {
             "statement": claim.statement,
-            "here": readme.here(claim, place) or claims.NOT_RUN,
+            "here": statements.here(claim, place) or claims.NOT_RUN,
             "notebook": claim.notebook[:2],
             "page": pages.get(claim.notebook),
         }
-        for claim in readme.CLAIMS
+        for claim in statements.CLAIMS
         if claim.notebook in wanted and (on_digits or not claim.column)
     ]
 

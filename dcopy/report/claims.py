@@ -17,7 +17,10 @@ from ..training import health
 from ..workflow import plan, presets
 from .tables import BASELINES, ORDER
 
-DATA = {"digits": "quick", "CIFAR-10": "cifar10-small", "CIFAR-100": "cifar100-small"}  # name: preset
+DATA = {  # name: preset
+    **{"digits": "quick", "CIFAR-10": "cifar10-small", "CIFAR-100": "cifar100-small"},
+    "Imagenette": "imagenette",
+}
 DECAYS = {"digits": "ablations", "CIFAR-10": "ablations-cifar10-small"}
 TITLES = {
     "a": "DirectCopy rivals DirectPred",

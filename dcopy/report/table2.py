@@ -1,4 +1,7 @@
-"""Table 2, ImageNet: what Tian et al. 2021 have published, and our own runs in their settings beside it."""
+"""Table 2, ImageNet: what Tian et al. 2021 have published, and our own runs in their settings beside it.
+
+And Imagenette, ten classes of it: our short runs, and what a full run on a GPU reaches.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import results
-from ..config import TrainConfig
+from ..config import METHODS, TrainConfig
 from ..workflow import presets
 from .published import DAGGER, NOT_RUN, _mean_std, with_std
 
@@ -16,6 +19,9 @@ SETTINGS = {  # in published.csv: the preset that has it
     "batch 4096 LARS symmetric": "imagenet",
 }
 FREE = {"seed": 0, "precision": "auto", "accumulate": 1, "data_fingerprint": ""}  # what may differ in ours
+
+
+FULL = {"BYOL": "mlp", "SimSiam": "simsiam"}  # method of published.csv on imagenette128: ours
 
 
 def wanted() -> dict[TrainConfig, dict]:
@@ -120,3 +126,45 @@ def filled_in() -> list[str]:
         "parameters.",
         f"Filled in for both: ρ = {run.rho:g} and ε as on small images; DirectCopy, F/‖F‖ as in Table 1.",
     ]
+
+
+def imagenette(published: list[dict], records: list[dict]) -> list[dict]:
+    """A row a method: k-NN and linear probe of our runs, and the published k-NN of a full run.
+
+    Args:
+        published: from `published.read`.
+        records: of the preset imagenette, from `claims.load`.
+    """
+    full = {FULL[row["method"]]: row for row in _full(published)}
+    probes: dict[str, list[dict]] = {}
+    for record in records:
+        probes.setdefault(record["method"], []).append(record["probe"])
+    labels = {record["method"]: record["label"] for record in records}
+    labels |= {method: METHODS[method] for method in full if method not in labels}
+    return [
+        {
+            "method": label,
+            "k-NN": _cell([probe["knn"] for probe in probes.get(method, [])]) or NOT_RUN,
+            "linear": _cell([probe["linear"]["accuracy"] for probe in probes.get(method, [])]) or NOT_RUN,
+            "n": len(probes.get(method, [])) or "—",
+            "k-NN of a full run": with_std(full[method]["value"], None) if method in full else "—",
+        }
+        for method, label in labels.items()
+    ]
+
+
+def imagenette_notes(published: list[dict]) -> list[str]:
+    """Under which settings both sides of `imagenette` were run."""
+    run, full = presets.get("imagenette").runs()[0], _full(published)[0]
+    return [
+        "Accuracy in percent, mean ± standard deviation over n seeds.",
+        f"Here: {run.epochs} epochs of the preset imagenette at {run.image_size} pixels, {run.encoder} of "
+        f"width {run.width}, on a CPU.",
+        f"A full run, as published by {full['publication']}: {full['epochs']} epochs, ResNet-18, "
+        f"{full['setting']}.",
+    ]
+
+
+def _full(published: list[dict]) -> list[dict]:
+    wanted = ("imagenette128", "kNN top-1 %")
+    return [row for row in published if (row["dataset"], row["metric"]) == wanted and row["method"] in FULL]

@@ -66,3 +66,20 @@ def test_the_notes_name_what_was_filled_in(reference):
         assert setting in text
     assert "0.05 × batch/256" in text and "momentum from 0.99 to 1" in text and "4096 and 256 units" in text
     assert "no number for DirectCopy or DirectCopy, F/‖F‖." in text
+
+
+def test_imagenette_has_our_short_runs_beside_what_a_full_run_reaches(reference):
+    def record(method, label, accuracy):
+        probe = {"knn": accuracy, "linear": {"accuracy": accuracy + 0.05}}
+        return {"method": method, "label": label, "probe": probe}
+
+    own = [record("mlp", "BYOL", 0.5), record("mlp", "BYOL", 0.52), record("directcopy", "DirectCopy", 0.6)]
+    rows = {row.pop("method"): row for row in table2.imagenette(reference, own)}
+    assert rows["BYOL"] == {
+        **{"k-NN": "51.00 ± 1.41", "linear": "56.00 ± 1.41", "n": 2},
+        "k-NN of a full run": "88.7",
+    }
+    assert rows["DirectCopy"]["k-NN of a full run"] == "—" and rows["DirectCopy"]["n"] == 1
+    assert rows["SimSiam"] | {"k-NN of a full run": "87.2", "k-NN": "not run"} == rows["SimSiam"]
+    text = " ".join(table2.imagenette_notes(reference))
+    assert "800 epochs" in text and f"{presets.get('imagenette').runs()[0].epochs} epochs of the" in text

@@ -44,9 +44,10 @@ def pretrain(
     The run lives in `out_dir/config.name`; on other images than those of a run that is there already,
     beside it (see `runs.on_images`). Where fewer epochs of it are in `out_dir`, it goes on from those (see
     `runs.go_on_from_fewer_epochs`). A checkpoint is written after every epoch and every
-    `checkpoint_minutes`; the same call then goes on from it: on the CPU bitwise as if it had never
-    stopped, on a GPU up to the order in which kernels sum (0.2 % of the loss over six steps is what the
-    test allows). SIGINT, SIGTERM, SIGHUP and SIGUSR1 finish the step, save and raise Interrupted.
+    `checkpoint_minutes`; the same call then goes on from it, wherever the folder was moved: with as many
+    threads on the same kind of processor bitwise as if it had never stopped, on a GPU up to the order in
+    which kernels sum (0.2 % of the loss over six steps is what the test allows). SIGINT, SIGTERM, SIGHUP and
+    SIGUSR1 finish the step, save and raise Interrupted.
 
     Several processes train the run together, whether torchrun has started this one among others or
     `processes` has it started: each has its part of every batch, so the run is the same whatever their
@@ -135,6 +136,8 @@ class _Loop:
         self.losses = torch.zeros(self.steps, device=device)  # of this epoch; read once, at its end
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.went_on_from = self.begun[1].get("went_on_from") if self.begun else None
+        before = self.begun[1].get("ran_on", []) if self.begun else []
+        self.ran_on = [*dict.fromkeys([*before, hardware.name(device)])]
         self.started = self.saved = time.monotonic()
 
     @property
@@ -142,6 +145,8 @@ class _Loop:
         line = hardware.describe(self.device, self.trainer.precision)
         if self.went_on_from:
             line += ", on from epoch {epoch}, step {step} of {run}".format(**self.went_on_from)
+        if before := [name for name in self.ran_on if name != hardware.name(self.device)]:
+            line += f", before on {' and '.join(before)}: the same up to rounding"
         return line
 
     def run(self, checkpoint_seconds: float, stop_after: float | None, show_progress: bool) -> None:
@@ -221,6 +226,7 @@ class _Loop:
         header["precision"] = self.trainer.precision
         header |= {"epoch": self.epoch, "step": self.step, "seconds": self.elapsed()}
         header |= {"data_fingerprint": self.fingerprint, "went_on_from": self.went_on_from}
+        header["ran_on"] = self.ran_on
         tensors = {**self.trainer.tensors(), "losses": self.losses}
         self.group.first(lambda: checkpoint.save(self.folder, tensors, header))
         self.saved = time.monotonic()
@@ -266,6 +272,7 @@ class _Loop:
             "encoder_fingerprint": checkpoint.fingerprint(self.trainer.online.encoder),
             "seconds": round(self.elapsed(), 3),
             "went_on_from": self.went_on_from,
+            "ran_on": self.ran_on,
             **results.provenance(self.device),
         }
         results.write_json(self.folder / "result.json", result)

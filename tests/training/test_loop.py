@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -293,6 +294,45 @@ def test_stopped_after_every_step_it_ends_the_same(reference, tmp_path):
             assert stop.exit_code == 75
     assert stops == [(str(n // 3), str(n % 3)) for n in range(1, 10)]
     assert_same(finished, reference)
+
+
+def move(folder, place, steps):
+    """Stop a run of nine steps after each of these, and move its folder to another place."""
+    for _ in range(steps):
+        with pytest.raises(Interrupted):
+            run(folder, stop_after=0)
+    shutil.move(folder / CONFIG.name, place / CONFIG.name)
+
+
+def test_a_folder_that_was_moved_goes_on_and_ends_the_same(reference, tmp_path):
+    move(tmp_path / "here", tmp_path / "there", steps=4)
+    finished = run(tmp_path / "there")
+    assert_same(finished, reference)
+    assert finished.folder.parent == tmp_path / "there" and not [*(tmp_path / "here").iterdir()]
+    assert finished.result["ran_on"] == [finished.result["device"]] == [hardware.name("cpu")]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the other machine is a fork")
+def test_on_another_machine_a_run_goes_on_up_to_rounding_and_says_where_it_was(reference, tmp_path):
+    """One of two threads: sums are split otherwise."""
+
+    def go_on():
+        torch.set_num_threads(2)
+        with open(tmp_path / "said", "w", encoding="utf-8") as sys.stdout:
+            run(tmp_path / "there", progress=True)
+
+    move(tmp_path / "here", tmp_path / "there", steps=8)
+    elsewhere = multiprocessing.get_context("fork").Process(target=go_on)
+    elsewhere.start()
+    elsewhere.join()
+    finished = load_run(tmp_path / "there" / CONFIG.name)
+    first, second = finished.result["ran_on"]
+    assert finished.result["device"] == second and first.endswith(", 1 threads")
+    assert second == first.replace(", 1 threads", ", 2 threads") and finished.result["precision"] == "fp32"
+    said = (tmp_path / "said").read_text(encoding="utf-8").splitlines()[0]
+    assert said.endswith(f", before on {first}: the same up to rounding")
+    for ours, theirs in zip(finished.metrics, reference.metrics, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
 
 @pytest.fixture

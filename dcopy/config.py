@@ -38,9 +38,8 @@ CHOICES = {
     "decay": ("all", "weights"),
     "ema_schedule": ("constant", "cosine"),
     "heads": ("reference", "byol"),
-    "encoder": ("conv", "resnet18-cifar", "resnet18"),
+    "encoder": ("conv", "resnet18-cifar", "resnet18", "torchvision:NAME", "timm:NAME"),
 }
-LIBRARIES = ("torchvision", "timm")  # whose models are encoders, too, as LIBRARY:NAME
 
 _AT_LEAST_1 = (lambda v: v >= 1, "an integer of at least 1")
 _FRACTION = (lambda v: 0 <= v < 1, "a number in [0, 1)")
@@ -134,8 +133,6 @@ class TrainConfig:
         self._fill()
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
-            if name == "encoder":
-                allowed = (*allowed, *(f"{library}:NAME" for library in LIBRARIES))
             require(name, value, value in allowed or (name == "encoder" and self.library), one_of(allowed))
         for name, (good, allowed) in RANGES.items():
             value = getattr(self, name)
@@ -192,7 +189,7 @@ class TrainConfig:
     def library(self) -> str | None:
         """The library that the encoder is a model of, or None where it is one of ours."""
         library, _, model = (self.encoder or self.recipe.encoder).partition(":")
-        return library if library in LIBRARIES and model else None
+        return library if f"{library}:NAME" in CHOICES["encoder"] and model else None
 
     @property
     def begins_longer_runs(self) -> bool:

@@ -20,15 +20,8 @@ from ..data import ImageData
 from ..training import checkpoint, health
 from ..training.runs import FrozenEncoder, Run
 from ..training.step import Trainer
-from .probes import (
-    C_GRID,
-    LABELS_PER_CLASS,
-    SHARES,
-    knn_probe,
-    label_efficiency,
-    linear_probe,
-    reference_probe,
-)
+from .probes import C_GRID, LABELS_PER_CLASS, SHARES, knn_probe, label_efficiency, linear_probe
+from .reference_probe import reference_probe
 from .sgd_probe import LR_GRID, crop_features, sgd_probe
 
 LARGE = 200_000  # training images, from which on the linear probe is by SGD, on random crops

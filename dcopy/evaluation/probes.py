@@ -1,4 +1,4 @@
-"""Probes of features: linear, k-NN, few labels, and the published protocol for comparison."""
+"""Probes of features: linear, k-NN, and few labels."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def linear_probe(
             fewer than two classes, or than two training images of one.
     """
     names = np.asarray(train_y)
-    train_x, train_y, test_x, test_y = _checked(train_x, train_y, test_x, test_y)
+    train_x, train_y, test_x, test_y = checked(train_x, train_y, test_x, test_y)
     start = time.perf_counter()
     counts = np.bincount(train_y)[train_y]  # (N,) images of the same class
     if counts.min() < 2:
@@ -157,7 +157,7 @@ def knn_probe(
         ValueError: the numbers of features and labels differ, a feature is not finite, or k or
             temperature is not positive.
     """
-    train_x, train_y, test_x, test_y = _checked(train_x, train_y, test_x, test_y)
+    train_x, train_y, test_x, test_y = checked(train_x, train_y, test_x, test_y)
     require("k", k, k >= 1, "an integer of at least 1")
     require("temperature", temperature, temperature > 0, "a positive number")
     device, _ = hardware.choose()
@@ -219,7 +219,7 @@ def label_efficiency(
     Raises:
         ValueError: a class has fewer images than labels are asked for.
     """
-    train_x, train_y, test_x, test_y = _checked(train_x, train_y, test_x, test_y)
+    train_x, train_y, test_x, test_y = checked(train_x, train_y, test_x, test_y)
     require("draws", draws, draws >= 1, "an integer of at least 1")
     scaler = StandardScaler()
     for rows in blocks(len(train_x)):
@@ -255,8 +255,20 @@ def choose_labels(labels: np.ndarray, number: int, draw: int) -> np.ndarray:
     )
 
 
-def _checked(train_x, train_y, test_x, test_y) -> tuple[np.ndarray, ...]:
-    """Features as floating point, and labels of whatever type as their ranks among all labels, int64."""
+def checked(train_x, train_y, test_x, test_y) -> tuple[np.ndarray, ...]:
+    """What every probe is given, checked: features and labels of the training set and of the test set.
+
+    Args:
+        train_x, test_x: (N, d) and (M, d) features.
+        train_y, test_y: (N,) and (M,) labels, of whatever type.
+
+    Returns:
+        The same, the features as floating point, the labels as their ranks among all labels, int64.
+
+    Raises:
+        ValueError: other shapes, numbers of features and labels that differ, a feature that is not finite,
+            or a single class.
+    """
     features, labels = [np.asarray(x) for x in (train_x, test_x)], [np.asarray(y) for y in (train_y, test_y)]
     for x, y in zip(features, labels, strict=True):
         if x.ndim != 2 or y.ndim != 1:
@@ -275,36 +287,3 @@ def _checked(train_x, train_y, test_x, test_y) -> tuple[np.ndarray, ...]:
         )
     train_x, test_x = (x if x.dtype.kind == "f" else x.astype(np.float32) for x in features)
     return train_x, train_y, test_x, test_y
-
-
-def reference_probe(
-    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, *, seed: int = 0
-) -> dict:
-    """The published protocol, only to compare with published numbers: it peeks at the test set.
-
-    A linear layer on standardized features, Adam with lr 3e-4 and weight decay 1e-3, batches of
-    128, 50 epochs; the *highest* test accuracy over the epochs counts
-    (`facebookresearch/luckmatters:ssl/real-dataset/linear_feature_eval.py`).
-
-    Returns:
-        best (accuracy over the epochs), last (accuracy after the last one), best_epoch.
-    """
-    train_x, train_y, test_x, test_y = _checked(train_x, train_y, test_x, test_y)
-    scaler = StandardScaler().fit(train_x)
-    x, x_test = (torch.from_numpy(scaler.transform(part)).float() for part in (train_x, test_x))
-    y, y_test = torch.as_tensor(train_y), torch.as_tensor(test_y)
-    generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(x.shape[1], int(y.max()) + 1)
-    nn.init.uniform_(layer.weight, -(x.shape[1] ** -0.5), x.shape[1] ** -0.5, generator=generator)
-    nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=3e-4, weight_decay=1e-3)
-    accuracies = []
-    for _ in range(50):
-        for batch in torch.randperm(len(x), generator=generator).split(128):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(layer(x[batch]), y[batch]).backward()
-            optimizer.step()
-        with torch.inference_mode():
-            accuracies.append((layer(x_test).argmax(dim=1) == y_test).float().mean().item())
-    best = int(np.argmax(accuracies))
-    return {"best": accuracies[best], "last": accuracies[-1], "best_epoch": best + 1}

@@ -21,7 +21,7 @@ from .. import hardware, machine
 from ..config import require
 from ..data.augment import HorizontalFlip, RandomResizedCrop, to_float
 from ..training.step import derive_seed
-from .probes import C_GRID, _checked, blocks
+from .probes import C_GRID, blocks, checked
 
 LR_GRID = (0.003, 0.01, 0.03, 0.1, 0.2)  # the field's 0.2 is for features that are not standardized
 MOMENTUM = 0.9
@@ -67,7 +67,7 @@ def sgd_probe(
     Raises:
         ValueError: as `linear_probe`, or an option is outside its range.
     """
-    train_x, train_y, test_x, test_y = _checked(train_x, train_y, test_x, test_y)
+    train_x, train_y, test_x, test_y = checked(train_x, train_y, test_x, test_y)
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         require(name, value, value >= 1, "an integer of at least 1")
     start, classes = time.perf_counter(), int(max(train_y.max(), test_y.max())) + 1

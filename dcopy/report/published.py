@@ -169,8 +169,8 @@ def _compare(listed: dict | None, probes: list[dict]) -> dict:
     """The columns of Table 1 that are numbers, and where they are from; None where there is none."""
     listed = listed or dict.fromkeys(("value", "std", "origin", "provenance", "recalled"))
     linear = [probe["linear"] for probe in probes]
-    here, std = _mean_std([100 * probe["accuracy"] for probe in linear])
-    peeking, peeking_std = _mean_std([100 * probe["reference"]["best"] for probe in probes])
+    here, std = mean_std([100 * probe["accuracy"] for probe in linear])
+    peeking, peeking_std = mean_std([100 * probe["reference"]["best"] for probe in probes])
     both = listed["value"] is not None and probes
     return {
         "published": listed["value"],
@@ -189,7 +189,7 @@ def _compare(listed: dict | None, probes: list[dict]) -> dict:
     }
 
 
-def _mean_std(values: list[float]) -> tuple[float | None, float | None]:
+def mean_std(values: list[float]) -> tuple[float | None, float | None]:
     series = pd.Series(values, dtype=float)
     return series.mean() if values else None, series.std() if len(values) > 1 else None
 

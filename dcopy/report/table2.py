@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import results
 from ..config import METHODS, TrainConfig
 from ..workflow import presets
-from .published import DAGGER, NOT_RUN, _mean_std, with_std
+from .published import DAGGER, NOT_RUN, mean_std, with_std
 
 SETTINGS = {  # in published.csv: the preset that has it
     "batch 256 SGD one-sided": "imagenet-60",
@@ -72,7 +72,7 @@ def rows(published: list[dict], folders: Iterable[str | Path] = ()) -> list[dict
 
 
 def _cell(shares: list[float]) -> str:
-    return with_std(*_mean_std([100 * share for share in shares]))
+    return with_std(*mean_std([100 * share for share in shares]))
 
 
 def _listed(published: list[dict]) -> dict[tuple, dict]:

@@ -21,8 +21,6 @@ from .claims_network import network_in_time
 from .claims_samples import claim_9, claim_10, claim_11, imperfect_pretraining, two_variances
 from .closed_forms import (
     critical_start,
-    edge_time,
-    ema_rate,
     final_weight,
     fixed_points,
     theorem_1,
@@ -44,6 +42,7 @@ from .flow import (
 )
 from .grid import random_basis
 from .layers import deep, deep_feature, depth_threshold
+from .rates import edge_time, ema_rate
 from .sample_forms import excess_risk, finite_sample_error, labels_needed, sgd_ball
 from .samples import least_squares_excess, polar, row_space, sample_views, sgd, sine_to
 from .solver import edge, integrate, limit

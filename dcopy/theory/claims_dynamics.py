@@ -11,6 +11,7 @@ from . import closed_forms as theory
 from .evidence import Evidence, exact, experiment
 from .flow import directset, feature
 from .grid import both, random_basis
+from .rates import ema_rate
 from .samples import row_space, sine_to
 from .solver import edge, integrate, limit, survives
 
@@ -152,7 +153,7 @@ def _slowest_rates(eta: float, beta: Tensor) -> dict:
         return -torch.linalg.eigvals(jacobian).real.max()
 
     rates = torch.stack([slowest(b) for b in beta.tolist()])
-    predicted = theory.ema_rate(eta, 0.0, 1.0, beta.cpu())
+    predicted = ema_rate(eta, 0.0, 1.0, beta.cpu())
     return exact(7, "EMA slows: rate of the last approach", predicted, rates)
 
 

@@ -11,6 +11,7 @@ from . import closed_forms as theory
 from .evidence import Evidence, exact, experiment
 from .flow import CONVENTIONS, copied, directset, feature
 from .grid import ALPHAS, axes, both, random_basis, resting_weights
+from .rates import edge_time
 from .solver import edge, integrate, limit, survives
 
 ENDS = {  # where a survivor comes to rest
@@ -134,7 +135,7 @@ def _at_the_threshold(alpha: Tensor, variance: Tensor) -> dict:
     """On the threshold itself q- and q+ are one; a start above comes to rest there, as 1/(alpha t)."""
     eta, late = theory.threshold(variance), 1e-3
     q_plus = theory.fixed_points(eta, variance)[1]
-    times = theory.edge_time(2 * q_plus, q_plus + late, variance, alpha)  # a cell's own time of arrival
+    times = edge_time(2 * q_plus, q_plus + late, variance, alpha)  # a cell's own time of arrival
 
     def distance(convention):
         def in_own_time(lam, time, *args):

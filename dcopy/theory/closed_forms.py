@@ -1,4 +1,4 @@
-"""What the flow does, in formulas: fixed points, thresholds, limits, basins, rates.
+"""What the flow does, in formulas: fixed points, thresholds, limits, basins; `rates` has how fast.
 
 All arguments are numbers or tensors that broadcast; results are float64 tensors. Their letters:
 
@@ -31,7 +31,8 @@ Number = Tensor | float
 ROUNDING = 1e-13  # relative distance below which two numbers are the same
 
 
-def _tensors(*values: Number) -> list[Tensor]:
+def tensors(*values: Number) -> list[Tensor]:
+    """Each as float64."""
     return [torch.as_tensor(v, dtype=torch.float64) for v in values]
 
 
@@ -76,7 +77,7 @@ def check(
         ),
     )
     for name, value, allowed, why in rules:
-        (value,) = _tensors(value)
+        (value,) = tensors(value)
         if not allowed(value).all():  # NaN is refused too
             raise ValueError(f"{name}={value[~allowed(value)].flatten()[0].item()} is not allowed: {why}")
 
@@ -98,7 +99,7 @@ def threshold(variance: Number, signal: Number = 1.0, tau: Number = 1.0) -> Tens
     [0.25, 0.125]
     """
     check(variance=variance)
-    variance, signal, tau = _tensors(variance, signal, tau)
+    variance, signal, tau = tensors(variance, signal, tau)
     return (tau * signal) ** 2 / (4 * (signal + variance))
 
 
@@ -118,7 +119,7 @@ def fixed_points(
     [0.5, 0.5]
     """
     check(eta=eta, variance=variance)
-    eta, variance, signal, tau = _tensors(eta, variance, signal, tau)
+    eta, variance, signal, tau = tensors(eta, variance, signal, tau)
     c, b = signal + variance, tau * signal
     on_edge = _same(b.square(), 4 * eta * c)
     root = torch.where(on_edge, 0.0, b.square() - 4 * eta * c).sqrt()  # NaN above the threshold
@@ -145,7 +146,7 @@ def weight(
     >>> weight(0.5, variance=1.0).item(), weight(0.25, variance=1.0, convention="data").item()
     (0.5, 0.5)
     """
-    q, variance, alpha, eps, signal = _tensors(q, variance, alpha, eps, signal)
+    q, variance, alpha, eps, signal = tensors(q, variance, alpha, eps, signal)
     above = torch.where(_same(q, eps), 0.0, q - eps).clamp(min=0)  # a large alpha would blow rounding up
     return (above ** (1 / alpha) / copied(signal + variance, signal, convention)).sqrt()
 
@@ -202,33 +203,10 @@ def final_weight(
     [0.0, 0.7]
     """
     check(delta=delta)
-    (delta,) = _tensors(delta)
+    (delta,) = tensors(delta)
     edge = critical_start(eta, variance, alpha, eps, signal, tau, convention)
     top = weight(fixed_points(eta, variance, signal, tau)[1], variance, alpha, eps, signal, convention)
     return torch.where(_same(delta, edge), edge, torch.where(delta > edge, top, 0.0))
-
-
-def edge_time(start: Number, end: Number, variance: Number, alpha: Number = 1.0) -> Tensor:
-    """Time in which q falls from `start` to `end` on the threshold, eta = 1/(4c), where q+ = q- = 1/(2c).
-
-    The integral of dq / (2 alpha c q (q - q+)²): late, q - q+ falls as 1/(alpha t), not exponentially.
-
-    Args: start and end, eigenvalues of W_p with start > end > q+; the others see the top of the module.
-
-    Returns:
-        The time, broadcast shape.
-
-    >>> round((edge_time(1.0, 0.5001, 0.0) * 0.0001).item(), 2)
-    1.0
-    """
-    start, end, variance, alpha = _tensors(start, end, variance, alpha)
-    c = 1 + variance
-    a = 1 / (2 * c)
-
-    def antiderivative(q):
-        return (q / (q - a)).log() / a**2 - 1 / (a * (q - a))
-
-    return (antiderivative(start) - antiderivative(end)) / (2 * alpha * c)
 
 
 def theorem_1(eta: float, variance: float, alpha: float = 1.0, delta: float = 1.0) -> float:
@@ -274,30 +252,3 @@ def theorem_1(eta: float, variance: float, alpha: float = 1.0, delta: float = 1.
             "on it W stays until it is pushed"
         )
     return final_weight(delta, eta, 0.0, alpha).item()
-
-
-def ema_rate(eta: Number, variance: Number, alpha: Number, beta: Number) -> Tensor:
-    """Slowest rate of approach to q+ with an EMA target; below the rate without EMA for every beta.
-
-    With R = 2 alpha q+ (2 c q+ - 1), the rate without EMA, it is the smaller root of
-    mu² - (q+ + R + beta) mu + beta R = 0.
-
-    Args:
-        eta: weight decay.
-        variance: σ².
-        alpha: power of F.
-        beta: rate of the EMA, 1/time; infinity is no EMA.
-
-    Returns:
-        mu, 1/time, broadcast shape.
-
-    >>> fast, slow = ema_rate(0.21, 0.0, 1.0, torch.tensor([1e9, 0.1]))
-    >>> round(fast.item(), 4), round(slow.item(), 4)
-    (0.56, 0.0425)
-    """
-    check(eta, variance, alpha)
-    variance, alpha, beta = _tensors(variance, alpha, beta)
-    q = fixed_points(eta, variance)[1]
-    R = 2 * alpha * q * (2 * (1 + variance) * q - 1)
-    total = q + R + beta
-    return 2 * beta * R / (total + (total.square() - 4 * beta * R).sqrt())

@@ -9,14 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 from dcopy.evaluation import probes
-from dcopy.evaluation.probes import (
-    C_GRID,
-    choose_labels,
-    knn_probe,
-    label_efficiency,
-    linear_probe,
-    reference_probe,
-)
+from dcopy.evaluation.probes import C_GRID, choose_labels, knn_probe, label_efficiency, linear_probe
+from dcopy.evaluation.reference_probe import reference_probe
 
 
 def blobs(train=160, test=80, dim=30, classes=4, noise=2.5, seed=0):

@@ -16,7 +16,7 @@ from helpers.pictures import put
 
 from dcopy import machine
 from dcopy.config import TrainConfig
-from dcopy.workflow import plan, preset, presets
+from dcopy.workflow import options, plan, preset, presets
 
 ONE = ("smoke", "methods=directcopy")  # five jobs, one of each notebook
 ORDER = ["01_linear_theory", "02_sample_complexity", "03_pretrain", "04_linear_probe", "05_paper_tables"]
@@ -232,7 +232,7 @@ def test_a_lost_session_goes_on_from_its_mirror(finished, tmp_path):
 
 def test_cores_are_shared_among_the_notebooks_that_run_at_once(finished):
     _, output = finished
-    expected = max(1, machine.cores() // preset.default_jobs())
+    expected = max(1, machine.cores() // options.default_jobs())
     assert f"| threads {expected}\n" in output
 
 
@@ -240,7 +240,7 @@ def test_cores_are_shared_among_the_notebooks_that_run_at_once(finished):
 def test_threads_are_what_openmp_is_asked_for_else_a_fair_share(monkeypatch, wish, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", wish)
     monkeypatch.setattr(machine, "cores", lambda: 8)
-    assert preset.threads(SimpleNamespace(jobs=2)) == threads
+    assert options.threads(SimpleNamespace(jobs=2)) == threads
 
 
 def test_a_second_start_has_nothing_to_do(finished):

@@ -218,7 +218,8 @@ def test_probes_are_read_with_the_baselines_of_the_runs_asked_for(tmp_path):
     baselines = {"pixels": [], "random-0": [], "random-1": []}
     own = {"run-0": ["pixels", "random-0"], "run-1": ["pixels", "random-1"]}
     for name, behind in (baselines | own).items():
-        record = {"name": name} | ({"baselines": behind} if behind else {})
+        record = {"name": name, "linear": {"accuracy": 0.5}, "knn": 0.5, "label_efficiency": []}
+        record |= {"baselines": behind} if behind else {}
         results.write_json(tmp_path / "runs" / name / "probe.json", record)
     assert {probe["name"] for probe in load_probes(tmp_path)} == baselines.keys() | own.keys()
     assert {probe["name"] for probe in load_probes(tmp_path, ["run-1"])} == {"pixels", "random-1", "run-1"}

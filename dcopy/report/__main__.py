@@ -86,12 +86,11 @@ def adopt(name: str, options: list[str], root: Path) -> int:
 
 def site(preset: str, options: list[str], root: Path, pages: bool) -> int:
     """Exit code: 0, or 1 where a notebook failed, whose tables and figures are then those from before."""
-    from .site import build
+    from .site import build, remake
 
     failed = []
+    remake.places(root / preset)  # or there is nothing to show
     if not pages:
-        from .site import remake
-
         with results.locked(root / preset):
             failed = remake.remake(preset, options, root / preset)
     page = build.build(preset, options, root / preset)

@@ -13,6 +13,7 @@ import pytest
 
 import dcopy
 from dcopy import results
+from dcopy.report import __main__ as report
 from dcopy.report import tables
 from dcopy.report.site import build, notebook, reference, remake
 from dcopy.workflow import plan
@@ -127,7 +128,21 @@ def test_what_is_claimed_of_digits_is_shown_with_digits_alone(name, about_digits
 def test_without_anything_to_show_it_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"holds no results to show; `bash run_all.sh stl10` makes"):
         build.build("stl10", [], tmp_path / "stl10")
+    assert report.main(["site", "stl10", "--results", str(tmp_path)]) == 2 and not list(tmp_path.iterdir())
     assert remake.places(tmp_path / "quick")[0] == results.reference() / "quick"
+
+
+def test_a_file_that_is_cut_off_is_named(tmp_path, preset):
+    folder = tmp_path / "quick"
+    path = results.write_text(folder / "notebooks/01_linear_theory.ipynb", '{"cells": [')
+    with pytest.raises(ValueError, match=rf"^{path} is not a complete JSON file .*delete it"):
+        build.build("quick", [], folder)
+    results.write_text(path, "{}")
+    with pytest.raises(ValueError, match=f"^{path} is no notebook; delete it"):
+        build.build("quick", [], folder)
+    path = results.write_text(folder / "runs/a/result.json", "{")
+    with pytest.raises(ValueError, match=f"^{path} is not a complete"):
+        remake.remake("quick", [], folder)
 
 
 def test_tables_and_figures_are_made_anew_from_the_reference_by_notebooks_that_train_nothing(

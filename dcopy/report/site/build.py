@@ -47,13 +47,10 @@ def build(preset: str, options: list[str], folder: Path) -> Path:
         The front page.
 
     Raises:
-        ValueError: nothing has been run and there is no reference.
+        ValueError: nothing has been run and there is no reference, or a file is cut off.
         OSError: the folder cannot be written.
     """
     places, site = remake.places(folder), folder / "site"
-    if not places[0].is_dir():
-        shown = plan.shortest(folder)
-        raise ValueError(f"{shown} holds no results to show; `bash run_all.sh {preset}` makes them")
     exporter = notebook.Exporter()
     pages = [notebook.page(exporter, path) for path in executed(places)]
     writer = Writer(site, preset)

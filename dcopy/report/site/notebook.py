@@ -11,6 +11,8 @@ from latex2mathml.converter import convert
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters import markdown_mistune as mistune
 
+from ... import results
+
 TEMPLATES = Path(__file__).parent
 HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)(?:<a class="anchor-link".*?</a>)?</h2>', re.S)
 # What a browser can show by itself, the best first. Widgets need a kernel.
@@ -72,7 +74,13 @@ class Exporter(HTMLExporter):
 
 
 def page(exporter: Exporter, path: Path) -> dict:
-    """What a page needs: title, its headings as (id, text), body, cells, and the seconds it took."""
+    """What a page needs: title, its headings as (id, text), body, cells, and the seconds it took.
+
+    Raises:
+        ValueError: the file is cut off or is no notebook.
+    """
+    if "cells" not in results.read_json(path):
+        raise ValueError(f"{path} is no notebook; delete it to make it again")
     notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
     body, _ = exporter.from_notebook_node(notebook)
     body = REMOTE.sub(lambda found: "".join(ALT.findall(found[0])), body)

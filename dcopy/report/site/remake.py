@@ -22,8 +22,14 @@ def places(folder: Path) -> list[Path]:
     Its own folder if a run has finished or a notebook has run there. Else the reference, and over it
     what was made anew from that, in `folder/anew/NAME`: a folder of the preset's name, so the notebooks
     read the reference, too.
+
+    Raises:
+        ValueError: nothing has been run and there is no reference.
     """
     own = results.own_or_reference(folder)
+    if not any(own.glob("*/*")):
+        shown = plan.shortest(folder)
+        raise ValueError(f"{shown} holds no results to show; `bash run_all.sh {folder.name}` makes them")
     if own == folder or any(folder.glob("notebooks/*.ipynb")):
         return [folder]
     return [own, folder / "anew" / folder.name]
@@ -39,8 +45,13 @@ def remake(preset: str, options: list[str], folder: Path) -> list[str]:
 
     Returns:
         Names of the notebooks that failed; each has said why.
+
+    Raises:
+        ValueError: a file of a run is cut off.
     """
     source, target = (found := places(folder))[0], found[-1]
+    for path in source.glob("runs/*/*.json"):
+        results.read_json(path)  # one that is cut off is told before minutes are spent
     probed = {path.parent.name for path in source.glob("runs/*/probe.json")}
     failed = []
     for job in plan.jobs(preset, options, plan.shortest(target)):

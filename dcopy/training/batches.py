@@ -166,7 +166,8 @@ def _explained(error: RuntimeError | ValueError) -> Exception:
     text = str(error)
     if isinstance(error, ValueError):
         return ValueError(text.strip().splitlines()[-1].removeprefix("ValueError: "))
-    if "Bus error" in text or "shared memory" in text:
+    why = f"{text} {error.__cause__}"  # that it ended, and there what ended it
+    if "Bus error" in why or "shared memory" in why:
         return OSError(
             "the processes that read images have no shared memory left; give the container more, as by "
             "`docker run --shm-size=8g`"

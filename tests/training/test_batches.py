@@ -170,11 +170,16 @@ def test_a_damaged_image_stops_the_run_by_one_line(images, tmp_path, monkeypatch
     assert "\n" not in str(error.value)
 
 
-def test_a_worker_that_is_killed_stops_the_run_by_one_line(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches.Reader, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(
-        OSError, match=r"a process that reads images has ended .*goes on from the last"
-    ) as error:
+@pytest.mark.parametrize(
+    "number, line",
+    [
+        (signal.SIGKILL, "a process that reads images has ended .*goes on from the last"),
+        (signal.SIGBUS, "have no shared memory left; .*--shm-size"),  # as where a container has little
+    ],
+)
+def test_a_worker_that_is_killed_stops_the_run_by_one_line(number, line, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches.Reader, "__getitem__", lambda *_: os.kill(os.getpid(), number))
+    with pytest.raises(OSError, match=line) as error:
         tiny_run(tmp_path, config(), images=images)
     assert "\n" not in str(error.value)
 

@@ -60,6 +60,8 @@ def preset(tmp_path_factory) -> Path:
         "text/plain": "Figure()",
     }
     outputs.append(nbformat.v4.new_output("display_data", shown))
+    widget = shown | {"text/html": "<input type='range'><script>'moves it'</script>"}
+    outputs.append(nbformat.v4.new_output("display_data", widget))
     table = {"text/html": "<table><tr><td>CIFAR-100</td><td>81.7 ± 0.5</td></tr></table>"}
     outputs.append(nbformat.v4.new_output("display_data", table))
     code = 'save(figure, "phase-diagrams")'
@@ -104,6 +106,7 @@ def test_a_notebook_is_a_page_with_formulas_folded_code_and_contents(site):
     assert '<details class="code"><summary>Code, 1 lines</summary>' in text
     assert '<details class="code" open=""><summary>Code, 2 lines' in text  # what a reader should see
     assert "<summary>Log, 30 lines: epoch 29</summary>" in text
+    assert "<script>'moves it'</script>" in text  # not the widget, which would take a kernel
     assert "<td nowrap>CIFAR-100</td><td>81.7 ±\N{NO-BREAK SPACE}0.5</td>" in text
     assert f"data:image/png;base64,{PIXEL}" in text and "model_id" not in text
 

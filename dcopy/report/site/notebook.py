@@ -10,6 +10,7 @@ import nbformat
 from latex2mathml.converter import convert
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters import markdown_mistune as mistune
+from traitlets.config import Config
 
 from ... import results
 
@@ -62,10 +63,11 @@ class Exporter(HTMLExporter):
     """nbconvert's, with a template that folds code and long logs."""
 
     def __init__(self):
-        super().__init__(template_name="basic", template_file=str(TEMPLATES / "notebook.html.j2"))
+        shown = Config({"NbConvertBase": {"display_data_priority": SHOWN}})  # of filters, which read it there
+        template = {"template_name": "basic", "template_file": str(TEMPLATES / "notebook.html.j2")}
+        super().__init__(config=shown, **template)
         self.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
         self.log.setLevel("ERROR")  # it warns of images without a text in their place
-        self.display_data_priority = SHOWN
         self.exclude_input_prompt = self.exclude_output_prompt = True
         self.environment.globals["longest"] = LONGEST
 

@@ -160,8 +160,8 @@ def imagenette_notes(published: list[dict]) -> list[str]:
         "Accuracy in percent, mean ± standard deviation over n seeds.",
         f"Here: {run.epochs} epochs of the preset imagenette at {run.image_size} pixels, {run.encoder} of "
         f"width {run.width}, on a CPU.",
-        "The committed runs are from a copy of Imagenette at 128 pixels. The preset fetches that of 160, so a "
-        "rerun has slightly other images.",
+        "The committed runs are from a copy of Imagenette at 128 pixels. The preset fetches that of 160, so "
+        "a rerun has slightly other images.",
         f"A full run, as published by {full['publication']}: {full['epochs']} epochs, ResNet-18, "
         f"{full['setting']}.",
     ]

@@ -68,7 +68,9 @@ def preset(tmp_path_factory) -> Path:
     cells.insert(2, nbformat.v4.new_code_cell(code, outputs=outputs))
     seen = {"metadata": {"tags": ["unfolded"]}}
     cells.append(nbformat.v4.new_code_cell("for step in range(3):\n    pass", **seen))
-    executed = nbformat.v4.new_notebook(cells=cells, metadata={"papermill": {"duration": 65.0}})
+    metadata = {"papermill": {"duration": 65.0}}
+    metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {"gone": {}}}}
+    executed = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
     for name in ("01_linear_theory", "02_sample_complexity.running", "05_paper_tables.failed"):
         results.write_text(folder / f"notebooks/{name}.ipynb", nbformat.writes(executed))
     tables.write_table(pd.DataFrame([{"method": "DirectCopy"}]), folder / "tables/methods", "A caption.")

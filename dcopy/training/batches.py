@@ -7,6 +7,7 @@ neither the number of workers nor that of ranks matters, and a run that goes on 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator
@@ -81,9 +82,11 @@ class FromDisk(InMemory):
             pin_memory=self.is_cuda,
             generator=torch.Generator(),  # from which a base seed is drawn that nobody uses
         )
-        with machine.signals_held():  # the process that trains decides, from their first moment on
-            read, last = iter(loader), None
+        read = last = None
+        others = {*multiprocessing.active_children()}
         try:
+            with machine.signals_held():  # the process that trains decides, from their first moment on
+                read = iter(loader)  # which raises if a worker ends meanwhile
             while True:
                 if self.is_cuda:  # The host runs one step ahead, no more: where it waits, so does the GPU.
                     last, before = torch.cuda.Event(), last
@@ -100,9 +103,13 @@ class FromDisk(InMemory):
         except (RuntimeError, ValueError) as error:
             raise _explained(error) from None
         finally:  # An error's traceback would keep the workers, and the interpreter would wait for them.
-            read._shutdown_workers()
-            for worker in read._workers:  # one that hangs would not hear SIGTERM
-                worker.kill()
+            begun = read._workers if read is not None else {*multiprocessing.active_children()} - others
+            try:
+                if read is not None:
+                    read._shutdown_workers()
+            finally:
+                for worker in begun:  # one that hangs would not hear SIGTERM
+                    worker.kill()
 
     def facts(self) -> dict:
         """data_wait: the part of the time since the last call that steps have waited for images."""

@@ -23,7 +23,7 @@ from ..evaluation import evaluate
 from ..training import health
 from .plotting import VERDICT_COLORS, save_figure, use_style
 
-SET_ON, JUDGED_ON = "ablations", ("quick", "cifar10-small")
+SET_ON, JUDGED_ON = "ablations", ("quick", "cifar10-small", "imagenette")
 MEASURES = {"projection_std": health.STD_LIMITS, "effective_rank": health.RANK_LIMITS}
 GAINS = (0.0, 0.5)  # up to the first, pretraining gave nothing; below the second, little
 FOUND = ("nothing", "little", "much")

@@ -14,7 +14,7 @@ from ..workflow.outcome import clock
 from . import claims, comparison, health_limits, published, statements
 
 MAIN = ("method", "health (no labels used)", "1 a class", "all labels", "k-NN")
-SHOWN = ("quick", "cifar10-small", "ablations")  # presets with a part of their own
+LISTED = ("quick", "cifar10-small", "imagenette")  # presets with a table of their methods
 
 
 def fill(text: str, root: Path, repository: str | None = REPOSITORY) -> str:
@@ -79,12 +79,8 @@ def colab(repository: str | None, path: str) -> str:
 
 def results_part(folder: Path, repository: str | None = REPOSITORY) -> str:
     """Claims, the runs that all of it is from, and a table or list for each kind of result."""
-    quick, small = folder / "quick", folder / "cifar10-small"
-    numbers = [
-        origin(folder),
-        _methods(quick) or "The quick preset: not run.",
-        _methods(small) or "cifar10-small: not run.",
-    ]
+    quick = folder / "quick"
+    numbers = [origin(folder), *(_methods(folder / name) or f"`{name}`: not run." for name in LISTED)]
     parts = [
         _table(_claim(claim, quick, repository) for claim in statements.CLAIMS),
         _times(quick),
@@ -120,7 +116,8 @@ def _main_table(quick: Path) -> list[str]:
 def origin(folder: Path) -> str:
     """One line for each preset on the runs behind its numbers; other runs make another line."""
     lines = []
-    shown = (path for path in folder.glob("*") if path.name in SHOWN or published.own_runs([path]))
+    named = (*LISTED, "ablations")
+    shown = (path for path in folder.glob("*") if path.name in named or published.own_runs([path]))
     for preset in sorted(shown):
         if line := origin_of(preset):
             lines.append(f"- {line}")

@@ -159,7 +159,7 @@ PRESETS = {
         },
     ),
     "quick": Preset(
-        "the paper's story on scikit-learn's digits: seven methods, 3 to 5 seeds (9 minutes on 2 cores)",
+        "the paper's story on scikit-learn's digits: seven methods, 3 to 5 seeds (11 minutes on 2 cores)",
         variants=QUICK_METHODS,
         shared={"dataset": "digits", "epochs": 60, "batch_size": 64},
         seeds=3,

@@ -198,7 +198,7 @@ def test_without_results_all_is_not_run(tmp_path):
     part = readme.results_part(tmp_path / "results/reference")
     assert part.split("\n\n")[0].count("| not run |") == len(statements.CLAIMS)
     assert "No run has finished yet." in part
-    for what in ("The quick preset", "cifar10-small", "Ablations", "The comparison with lightly"):
+    for what in (*(f"`{name}`" for name in readme.LISTED), "Ablations", "The comparison with lightly"):
         assert f"\n\n{what}: not run." in part
     assert "Speed on a GPU: not run." in part
 

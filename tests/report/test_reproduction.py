@@ -137,7 +137,7 @@ def test_the_theory_is_held_to_its_own_tolerances(rerun):
 def test_one_seed_on_both_sides_is_not_judged(rerun):
     edit(rerun, "runs/*/probe.json", other_weights)
     edit(rerun, "theory/claims.json", lambda claims: claims.clear())
-    for path in rerun.glob("runs/*seed[12]*"):
+    for path in rerun.glob("runs/*seed[1-9]*"):
         shutil.rmtree(path)
     record = reproduction.check(rerun, rerun, [path.name for path in rerun.glob("runs/digits-linear-*")])
     assert record["reproduced"] is True  # the same weights need no seeds

@@ -48,6 +48,7 @@ def ema_rate(eta: Number, variance: Number, alpha: Number, beta: Number) -> Tens
     Returns:
         mu, 1/time, broadcast shape.
 
+    >>> import torch
     >>> fast, slow = ema_rate(0.21, 0.0, 1.0, torch.tensor([1e9, 0.1]))
     >>> round(fast.item(), 4), round(slow.item(), 4)
     (0.56, 0.0425)

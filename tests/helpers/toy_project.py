@@ -99,6 +99,7 @@ def make(root: Path) -> Path:
     (root / "dcopy" / "bench.py").write_text("raise ImportError('no steps are timed in miniature')")
     (root / "dcopy" / "report" / "site").mkdir()
     (root / "dcopy" / "report" / "site" / "build.py").write_text(SITE)
+    (root / "dcopy" / "report" / "site" / "remake.py").write_text("def places(folder):\n    return {}\n")
     with open(root / "dcopy" / "workflow" / "presets.py", "a", encoding="utf-8") as presets:
         presets.write(PRESETS)
     for name in ("Snakefile", "pyproject.toml", "requirements.lock", "run_all.sh"):

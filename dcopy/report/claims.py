@@ -18,7 +18,9 @@ from ..workflow import plan, presets
 from .tables import BASELINES, ORDER
 
 DATA = {  # name: preset
-    **{"digits": "quick", "CIFAR-10": "cifar10-small", "CIFAR-100": "cifar100-small"},
+    "digits": "quick",
+    "CIFAR-10": "cifar10-small",
+    "CIFAR-100": "cifar100-small",
     "Imagenette": "imagenette",
 }
 DECAYS = {"digits": "ablations", "CIFAR-10": "ablations-cifar10-small"}

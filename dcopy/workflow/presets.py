@@ -45,8 +45,7 @@ SMALL_METHODS = (
     {"method": "none"},
 )
 
-# A network and views of a size that two cores manage: on held-out training images, by far ahead of ResNet-18
-# of width 32 at 64 pixels in half the time. The schedules have the form of ImageNet's recipe.
+# A network and views of a size that two cores manage. The schedules have the form of ImageNet's recipe.
 IMAGENETTE = {
     **{"encoder": "conv", "width": 64, "image_size": 48, "batch_size": 64, "precision": "auto", "epochs": 20},
     **{"lr_schedule": "cosine", "warmup": 2, "ema": 0.99, "ema_schedule": "cosine"},

@@ -24,6 +24,7 @@ from ..training import health
 from .plotting import VERDICT_COLORS, save_figure, use_style
 
 SET_ON, JUDGED_ON = "ablations", ("quick", "cifar10-small", "imagenette")
+MARKERS = dict(zip((SET_ON, *JUDGED_ON), "osD^", strict=True))
 MEASURES = {"projection_std": health.STD_LIMITS, "effective_rank": health.RANK_LIMITS}
 GAINS = (0.0, 0.5)  # up to the first, pretraining gave nothing; below the second, little
 FOUND = ("nothing", "little", "much")
@@ -127,11 +128,11 @@ def figure(frame: pd.DataFrame) -> Figure:
     """Gain of each run against both measures, coloured by the verdict, with the limits dotted."""
     picture, axes = plt.subplots(1, 2, figsize=(9.6, 3.6), sharey=True)
     names = {"projection_std": "spread of projections, std × √D", "effective_rank": "effective rank of F"}
-    markers, groups = "osD", frame.groupby("preset", sort=False)
+    groups = frame.groupby("preset", sort=False)
     for ax, (measure, limits) in zip(axes, MEASURES.items(), strict=True):
-        for marker, (_, own) in zip(markers, groups, strict=False):
+        for preset, own in groups:
             colors = own["verdict"].map(VERDICT_COLORS)
-            ax.scatter(own[measure], own["gain"], s=20, marker=marker, c=colors, alpha=0.7, lw=0)
+            ax.scatter(own[measure], own["gain"], s=20, marker=MARKERS[preset], c=colors, alpha=0.7, lw=0)
         for limit in limits:
             ax.axvline(limit, color="black", lw=0.9, ls=":")
         for gain in GAINS:
@@ -140,8 +141,8 @@ def figure(frame: pd.DataFrame) -> Figure:
     axes[0].set_ylabel("gain: 0 first weights, 1 best run")
     for verdict, color in VERDICT_COLORS.items():
         axes[1].plot([], [], "o", color=color, label=verdict)
-    for marker, (preset, _) in zip(markers, groups, strict=False):
-        axes[1].plot([], [], marker, color="grey", label=preset)
+    for preset, _ in groups:
+        axes[1].plot([], [], MARKERS[preset], color="grey", label=preset)
     axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return picture
 

@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
@@ -35,6 +36,15 @@ def test_the_committed_file_is_what_the_committed_runs_give(frame):
     assert rows["verdict"].tolist() == frame["verdict"].tolist()
     known = record["presets"]["ablations"]
     assert f"{known['right']} of {known['runs']} (ablations)" in health_limits.sentence(record)
+
+
+def test_the_figure_shows_every_run_of_every_preset(frame):
+    picture = health_limits.figure(frame)
+    for ax in picture.axes:
+        assert sum(len(dots.get_offsets()) for dots in ax.collections) == len(frame)
+    shown = {text.get_text() for text in picture.axes[1].get_legend().get_texts()}
+    assert {*frame["preset"]} < shown
+    plt.close(picture)
 
 
 def test_a_window_is_the_widest_gap_with_the_fewest_errors():

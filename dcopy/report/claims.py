@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import results
 from ..config import METHODS, TrainConfig
+from ..evaluation import evaluate
 from ..training import health
 from ..workflow import plan, presets
 from .tables import BASELINES, ORDER
@@ -59,12 +60,12 @@ def load(folder: Path, preset: str) -> list[dict]:
         place = runs / config.name
         if not (_plain(config) and (place / "result.json").exists() and (place / "probe.json").exists()):
             continue
-        probe = results.read_json(place / "probe.json")
+        probe = evaluate.read_probe(place / "probe.json")
         found[config.name] = (place, probe, results.read_json(place / "result.json"))
         for name in probe["baselines"]:
             path = runs / name
             if (path / "probe.json").exists():
-                found[name] = (path, results.read_json(path / "probe.json"), None)
+                found[name] = (path, evaluate.read_probe(path / "probe.json"), None)
     records = [
         {
             **{key: probe[key] for key in ("method", "seed", "label")},

@@ -14,6 +14,7 @@ import pandas as pd
 
 from .. import results
 from ..config import TrainConfig, require
+from ..evaluation import evaluate
 from .tables import PEEKS, PEEKS_NOTE, UNCONVERGED, unconverged_notes
 
 DATASETS = {"stl10": "STL-10", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
@@ -127,7 +128,7 @@ def own_runs(folders: Iterable[str | Path]) -> dict[str, tuple[TrainConfig, dict
             result = results.read_json(path)
             config = TrainConfig.from_dict(result["config"])
             if config.epochs in EPOCHS and listed_as(config) in LISTED:
-                found[config.name] = (config, result, results.read_json(probe))
+                found[config.name] = (config, result, evaluate.read_probe(probe))
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .. import __version__, results
 from ..config import REPOSITORY
+from ..evaluation import evaluate
 from ..workflow import plan, presets
 from ..workflow.outcome import clock
 from . import claims, comparison, health_limits, published, statements
@@ -129,7 +130,7 @@ def origin_of(preset: Path) -> str:
     outcomes = [results.read_json(path) for path in preset.glob("runs/*/result.json")]
     if not outcomes:
         return ""
-    probes = [results.read_json(path) for path in preset.glob("runs/*/probe.json")]
+    probes = [evaluate.read_probe(path) for path in preset.glob("runs/*/probe.json")]
     last = max(record["finished"] for record in (*outcomes, *probes))
     return (
         f"`{preset.name}`: {len(outcomes)} runs of commit {_all(outcomes, 'commit')} on "

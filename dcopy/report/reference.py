@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from .. import results
+from ..evaluation import evaluate
 from ..training import checkpoint
 from ..workflow import plan, presets
 
@@ -85,7 +86,7 @@ def _require_finished(jobs: list[plan.Job], source: Path, command: str) -> None:
 
 def _copy(source: Path, new: Path, notebooks: set[str], runs: list[str]) -> int:
     """All that belongs to the reference, and the encoders that fit into WEIGHTS; the number of these."""
-    probes = [results.read_json(source / "runs" / name / "probe.json") for name in runs]
+    probes = [evaluate.read_probe(source / "runs" / name / "probe.json") for name in runs]
     wanted = {*runs, *(name for probe in probes for name in probe["baselines"])}
     if len(runs) > 100:  # of a grid, the tables tell; a notebook for each of its runs is too much
         notebooks = {name for name in notebooks if not name.startswith(("03", "04"))}

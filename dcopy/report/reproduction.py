@@ -19,6 +19,7 @@ from scipy.stats import t as student
 from .. import results
 from ..config import TrainConfig
 from ..evaluation import evaluate
+from ..workflow import plan
 from . import tables
 
 ALPHA = 0.025  # of honest reruns are called wrong; less than 5 % where accuracies are not quite normal
@@ -204,7 +205,10 @@ def check(folder: Path, reference: Path, runs: list[str] | None = None) -> dict:
     here = [name for name in runs or [] if (folder / "runs" / name / "probe.json").exists()]
     absent = [name for name in runs or [] if name not in here]
     if absent and not here:
-        raise ValueError(f"{folder} holds none of the {len(absent)} runs that belong there")
+        command = f"`bash run_all.sh {folder.name}` makes them"
+        raise ValueError(f"{plan.shortest(folder)} holds none of the preset's runs; {command}")
+    if not any(reference.glob("runs/*/result.json")):
+        raise ValueError(f"there is no reference of {folder.name} to hold a run against")
     (ours, our_records), (theirs, their_records) = measured(reference), measured(folder, here)
     numbers = [
         *accuracies(ours, theirs).replace({np.nan: None}).to_dict("records"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import results
 from ..config import METHODS, TrainConfig
+from ..evaluation import evaluate
 from ..workflow import presets
 from .published import DAGGER, NOT_RUN, mean_std, with_std
 
@@ -51,7 +52,7 @@ def rows(published: list[dict], folders: Iterable[str | Path] = ()) -> list[dict
             config = TrainConfig.from_dict(results.read_json(path)["config"])
             run, probe = dataclasses.replace(config, **FREE), path.with_name("probe.json")
             if run in cells and probe.is_file():
-                ours.setdefault((run, config.accumulate), []).append(results.read_json(probe))
+                ours.setdefault((run, config.accumulate), []).append(evaluate.read_probe(probe))
     found = []
     for run, cell in cells.items():
         theirs = listed.get((cell["setting"], cell["epochs"], cell["method"]), {})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from helpers.records import PROBE
 
 from dcopy import results
 from dcopy.report import claim_figures, claims
@@ -22,7 +23,7 @@ T = {2: 12.706, 3: 4.303, 5: 2.776}  # Student's 97.5 % with one degree of freed
 
 def write_run(folder: Path, config, accuracy: float, rank: float) -> None:
     points = [{"labels_per_class": n, "accuracy_mean": accuracy - 1 / (n + 2)} for n in (1, 5, 10, 20, 100)]
-    probe = {
+    probe = PROBE | {
         **{"name": config.name, "label": config.label, "method": config.method, "seed": config.seed},
         "linear": {"accuracy": accuracy},
         "label_efficiency": [*points, {"labels_per_class": "all", "accuracy_mean": accuracy}],
@@ -62,6 +63,12 @@ def sentences(root: Path) -> dict[tuple[str, str, str], dict]:
     rows = [row for row in claims.findings(root) if row["finding"] != claims.NOT_RUN]
     first = [row["finding"].split(" minus ")[0] if row["claim"] == "b" else "" for row in rows]
     return {(row["claim"], row["data"], name): row for row, name in zip(rows, first, strict=True)}
+
+
+def test_what_is_no_accuracy_is_refused_by_name(tmp_path):
+    write_run(tmp_path / "quick/runs", presets.get("quick").runs()[0], 95.0, 20.0)
+    with pytest.raises(ValueError, match=r"probe\.json: 95\.0 is no accuracy"):
+        claims.load(tmp_path, "quick")
 
 
 def test_sentences_say_what_the_files_hold(written):

@@ -6,6 +6,7 @@ import subprocess
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from helpers.records import PROBE
 
 from dcopy import results
 from dcopy.config import TrainConfig
@@ -32,9 +33,8 @@ def add_run(tmp_path):
         )
         if accuracy is not None:
             linear = {"accuracy": accuracy, "converged": converged}
-            results.write_json(
-                path / "probe.json", {"linear": linear, "reference": {"best": accuracy + 0.01}}
-            )
+            probe = PROBE | {"linear": linear, "reference": {"best": accuracy + 0.01}}
+            results.write_json(path / "probe.json", probe)
 
     return add
 
@@ -195,6 +195,13 @@ def test_smoke_runs_and_runs_without_a_probe_do_not_count(add_run, tmp_path):
     add_run("cifar10", None)
     results.write_json(tmp_path / "cifar10/runs/cifar10-pixels/probe.json", {"linear": {"accuracy": 0.4}})
     assert published.own_runs(tmp_path.glob("*")) == {}
+
+
+def test_what_is_no_accuracy_is_refused_by_name(add_run, tmp_path):
+    add_run("cifar10", 62.7)
+    (path,) = tmp_path.glob("cifar10/runs/*/probe.json")
+    with pytest.raises(ValueError, match=rf"{path}: 62.7 is no accuracy"):
+        published.own_runs(tmp_path.glob("*"))
 
 
 def test_runs_under_different_protocols_are_not_averaged(reference, add_run, tmp_path):

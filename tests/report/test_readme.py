@@ -5,7 +5,7 @@ import re
 import nbformat
 import pandas as pd
 import pytest
-from helpers.records import BENCH, LIGHTLY
+from helpers.records import BENCH, LIGHTLY, PROBE
 
 import dcopy
 from dcopy import results
@@ -90,7 +90,7 @@ def _run(folder, config, **result):
     path = folder / "runs" / config.name
     origin = {"config": config.to_dict(), "commit": "abc", "device": "a GPU"}
     results.write_json(path / "result.json", origin | result)
-    probe = {"linear": {"accuracy": 0.8125, "converged": True}, "reference": {"best": 0.8225}}
+    probe = PROBE | {"linear": {"accuracy": 0.8125, "converged": True}, "reference": {"best": 0.8225}}
     results.write_json(path / "probe.json", probe | {"commit": "cba", "finished": "2024-01-01"})
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers.records import PROBE
 from helpers.tiny import tiny_config, tiny_run
 
 import dcopy
@@ -25,7 +26,7 @@ def root(tmp_path, monkeypatch):
     folder = tmp_path / "results" / "tiny"
     for config in (*CONFIGS, tiny_config(seed=0, epochs=1)):  # the last is not of the preset
         run = tiny_run(folder / "runs", config)
-        probe = {"name": config.name, "seed": config.seed, "baselines": ["digits-pixels"]}
+        probe = PROBE | {"name": config.name, "seed": config.seed, "baselines": ["digits-pixels"]}
         results.write_json(run.folder / "probe.json", probe)
     for name in (
         "runs/digits-pixels/probe.json",

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from helpers.records import PROBE
 
 from dcopy.report import published, table2
 from dcopy.workflow import presets
@@ -38,7 +39,7 @@ def leave(folder, config, accuracy):
     place = folder / "runs" / config.name
     place.mkdir(parents=True)
     (place / "result.json").write_text(json.dumps({"config": config.to_dict()}))
-    probe = {"linear": {"accuracy": accuracy, "top5": 0.9}}
+    probe = PROBE | {"linear": {"accuracy": accuracy, "top5": 0.9}}
     (place / "probe.json").write_text(json.dumps(probe))
 
 
@@ -53,6 +54,9 @@ def test_our_runs_stand_beside_them_over_seeds_in_whatever_precision(reference, 
     assert (ours["here"], ours["n"], ours["here, top-5"]) == ("68.50 ± 0.71", 2, "90.00 ± 0.00")
     assert cell(rows, "BYOL 2-layer predictor, in 16 parts", 100)["here"] == "60.0"
     assert len([row for row in rows if row["here"] != "not run"]) == 2
+    leave(tmp_path, dataclasses.replace(run, seed=2), 68.5)
+    with pytest.raises(ValueError, match=r"68\.5 is no accuracy"):
+        table2.rows(reference, [tmp_path])
 
 
 def test_the_notes_name_what_was_filled_in(reference):

@@ -5,7 +5,7 @@
 Each candidate trains DirectCopy and DirectPred for the same seconds of processor time on one thread, and is
 scored by their mean, so that nothing is chosen for one method. 5,000 of the training images are held out to
 score on; the test set is not read. Trials that the file already has are skipped, so the script can be
-stopped, and several processes can share a file.
+stopped, and several processes can share a file. Beside it is a table of all trials, as a page.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 
+import pandas as pd
 import torch
 from sklearn.model_selection import train_test_split
 from torch import nn
@@ -22,6 +23,7 @@ from dcopy.data import augment
 from dcopy.evaluation.evaluate import extract_features
 from dcopy.evaluation.probes import knn_probe
 from dcopy.evaluation.reference_probe import reference_probe
+from dcopy.report import tables
 from dcopy.training.graphs import FastStep
 from dcopy.training.runs import FrozenEncoder
 from dcopy.training.step import Trainer, derive_seed
@@ -145,6 +147,34 @@ def add(out, key: str, record: dict) -> None:
         results.write_json(out, {**known, key: record})
 
 
+def page(out) -> None:
+    """A row a trial, those of the same seconds together, the best linear probe first."""
+    records = results.read_json(out)
+    ranked = sorted(records.values(), key=lambda record: (record["seconds_each"], -record["linear"]))
+    plain = {"encoder": "conv", "width": 64, "batch_size": 64, "lr": config.TrainConfig().lr}
+    rows = [
+        {
+            "seconds": record["seconds_each"],
+            "seed": record["seed"],
+            **{name: record["fields"].get(name, usual) for name, usual in plain.items()},
+            "side": record["side"],
+            "parameters": f"{record['parameters']:,}",
+            **{
+                f"{config.METHODS[name]}, {probe}": f"{outcome[key]:.1%}"
+                for probe, key in (("linear", "linear"), ("k-NN", "knn"))
+                for name, outcome in record["methods"].items()
+            },
+            "images/s": f"{min(outcome['images_per_second'] for outcome in record['methods'].values()):.0f}",
+        }
+        for record in ranked
+    ]
+    commits = ", ".join(sorted({record["commit"] for record in ranked}))
+    devices = ", ".join(sorted({record["device"] for record in ranked}))
+    caption = "Accuracy on held-out training images of CIFAR-10 after equal processor time, one thread."
+    notes = [f"Commit {commits}; {devices}; bf16. images/s: of processor time, the slower of both methods."]
+    tables.write_table(pd.DataFrame(rows), out.with_suffix(""), caption, notes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="results/bench/small-networks.json", help="JSON file to add to")
@@ -168,6 +198,7 @@ def main() -> None:
         record = trial(fields, fit, held, arguments.seconds, arguments.seed)
         add(out, key, record)
         print(f"{key}: linear {record['linear']:.2%}, k-NN {record['knn']:.2%}", flush=True)
+    page(out)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def test_the_smoke_preset_runs_every_notebook():
     assert {job.notebook for job in jobs} == {path.stem for path in NOTEBOOKS}
 
 
-# as executed
+# as executed; `bash run_all.sh test -m system tests/test_notebooks.py` runs these
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,7 @@ def executed(smoke, request) -> list[Path]:
     return [smoke / f"notebooks/{job.name}.ipynb" for job in jobs]
 
 
+@pytest.mark.system
 @every_notebook
 def test_every_cell_runs_without_a_warning(path, executed):
     for copy in executed:
@@ -136,6 +137,7 @@ def test_every_cell_runs_without_a_warning(path, executed):
                 assert output.get("name") != "stderr", "".join(output["text"])
 
 
+@pytest.mark.system
 @every_notebook
 def test_the_executed_copy_has_its_parameters_and_is_small(path, executed):
     for copy in executed:
@@ -144,6 +146,7 @@ def test_the_executed_copy_has_its_parameters_and_is_small(path, executed):
         assert len(injected) == 1 and "results_dir = " in injected[0]["source"]
 
 
+@pytest.mark.system
 @every_notebook
 def test_every_figure_is_followed_by_a_caption(path, executed):
     for copy in executed:
@@ -159,6 +162,7 @@ def is_prose(cell: dict) -> bool:
     return cell["cell_type"] == "markdown" or rendered
 
 
+@pytest.mark.system
 def test_the_smoke_preset_ends_in_a_table_and_figures_that_can_be_printed(smoke):
     assert list(smoke.glob("tables/*.md")) and list(smoke.glob("tables/*.csv"))
     figures = {path.stem: set() for path in smoke.glob("figures/*")}

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def read(
             what = "{:,} classes with {:,} training and {:,} validation images"
             raise ValueError(
                 f"{shown(source.place)} is not {name}: {what.format(*found)}, "
-                f"not {what.format(*KNOWN[name])}; folder:PATH takes any part of it"
+                f"not {what.format(*KNOWN[name])}{_stray(source)}; folder:PATH takes any part of it"
             )
         convert.convert(source, folder, side, skip_bad=skip_bad, progress=progress)
 
@@ -90,6 +91,14 @@ def read(
     for note in notes(meta):
         say(f"{name}: {note}", progress)
     return convert.fields(folder, image_size, CENTRAL)
+
+
+def _stray(source: Source) -> str:
+    """Words on the first file that is not named as nearly all others are, '' where there is none."""
+    names = [split.name(i) for split in source.splits.values() for i in range(len(split.labels))]
+    suffixes = Counter(Path(name).suffix.casefold() for name in names)
+    stray = (name for name in names if suffixes[Path(name).suffix.casefold()] * 10 < len(names))
+    return f", with {shown(name)} among them" if (name := next(stray, None)) else ""
 
 
 def find_source(name: str, root: Path, folder: Path, **fetching) -> Source:

@@ -23,8 +23,8 @@ from ..evaluation import evaluate
 from ..training import health
 from .plotting import VERDICT_COLORS, save_figure, use_style
 
-SET_ON, JUDGED_ON = "ablations", ("quick", "cifar10-small", "imagenette")
-MARKERS = dict(zip((SET_ON, *JUDGED_ON), "osD^", strict=True))
+SET_ON, JUDGED_ON = "ablations", ("quick", "cifar10-small", "cifar100-small", "imagenette")
+MARKERS = dict(zip((SET_ON, *JUDGED_ON), "osDv^", strict=True))
 MEASURES = {"projection_std": health.STD_LIMITS, "effective_rank": health.RANK_LIMITS}
 GAINS = (0.0, 0.5)  # up to the first, pretraining gave nothing; below the second, little
 FOUND = ("nothing", "little", "much")

@@ -15,7 +15,7 @@ from ..workflow.outcome import clock
 from . import claims, comparison, health_limits, published, statements
 
 MAIN = ("method", "health (no labels used)", "1 a class", "all labels", "k-NN")
-LISTED = ("quick", "cifar10-small", "imagenette")  # presets with a table of their methods
+LISTED = ("quick", "cifar10-small", "cifar100-small", "imagenette")  # presets with a table of their methods
 
 
 def fill(text: str, root: Path, repository: str | None = REPOSITORY) -> str:

@@ -156,6 +156,10 @@ def truncated(root):
     file.write_bytes(file.read_bytes()[:-200])
 
 
+def a_note(root):
+    (small_imagenet(root / "imagenet") / "train" / "n02" / "notes.txt").write_text("a few words")
+
+
 REFUSED = {
     nothing: r"imagenet is not there; link it to what holds train/ and val/ .*ln -s FOLDER",
     half_converted: r"imagenet is not there; \S+imagenet-jpeg320 is half converted; link",
@@ -163,6 +167,7 @@ REFUSED = {
     without_val: r"imagenet lacks val/; it holds train; link it",
     without_devkit: r"val has no class folders, and ILSVRC2012_devkit_t12, .*ground_truth.*put its folder or",
     a_part: r"is not imagenet: 2 classes with 10 training and 4 validation images, not .* 12 .*folder:PATH",
+    a_note: r"2 classes with 13 training and .*, with train/n02/notes\.txt among them; folder:PATH",
     truncated: r"train/n02/n02_0\.JPEG: not a readable image .*skip_bad",
 }
 

@@ -23,7 +23,6 @@ from dcopy.data import augment
 from dcopy.evaluation.evaluate import extract_features
 from dcopy.evaluation.probes import knn_probe
 from dcopy.evaluation.reference_probe import reference_probe
-from dcopy.report import tables
 from dcopy.training.graphs import FastStep
 from dcopy.training.runs import FrozenEncoder
 from dcopy.training.step import Trainer, derive_seed
@@ -171,8 +170,9 @@ def page(out) -> None:
     commits = ", ".join(sorted({record["commit"] for record in ranked}))
     devices = ", ".join(sorted({record["device"] for record in ranked}))
     caption = "Accuracy on held-out training images of CIFAR-10 after equal processor time, one thread."
-    notes = [f"Commit {commits}; {devices}; bf16. images/s: of processor time, the slower of both methods."]
-    tables.write_table(pd.DataFrame(rows), out.with_suffix(""), caption, notes)
+    note = f"Commit {commits}; {devices}; bf16. images/s: of processor time, the slower of both methods."
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    results.write_text(out.with_suffix(".md"), f"{caption}\n\n{table}\n\n{note}\n")
 
 
 def main() -> None:

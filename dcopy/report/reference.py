@@ -28,7 +28,7 @@ def adopt(name: str, options: list[str], root: Path) -> str:
     """Copy `root`/`name` to the reference, in place of what is there; a sentence on what was copied.
 
     A preset is copied beside the reference, and then takes its place: a kill leaves the old one or the new
-    one, and the next call puts right what is between. Of records, each replaces that of the same name.
+    one, and the next call puts right what is between. Records and pages replace those of the same name.
 
     Args:
         name: a preset, or one of RECORDS.
@@ -66,6 +66,8 @@ def _adopt_records(source: Path, target: Path) -> str:
         raise ValueError(f"{source} holds no records, so there is nothing to adopt")
     for file, record in records.items():
         results.write_json(target / file, record)
+    for page in source.glob("*.md"):
+        results.write_text(target / page.name, page.read_text(encoding="utf-8"))
     return f"{plan.shortest(target)} has {', '.join(records)} now"
 
 

@@ -142,6 +142,8 @@ def test_records_replace_those_of_their_name(root):
     results.write_json(root / "reference" / "bench" / "gpu.json", {"ms": 1})
     results.write_json(root / "reference" / "bench" / "cpu.json", {"ms": 1})
     results.write_json(root / "bench" / "cpu.json", {"ms": 2})
+    results.write_text(root / "bench" / "cpu.md", "2 ms")
     assert "cpu.json" in reference.adopt("bench", [], root)
+    assert (root / "reference" / "bench" / "cpu.md").read_text(encoding="utf-8") == "2 ms"
     assert results.read_json(root / "reference" / "bench" / "cpu.json") == {"ms": 2}
     assert results.read_json(root / "reference" / "bench" / "gpu.json") == {"ms": 1}

@@ -228,6 +228,13 @@ def test_label_efficiency_is_logistic_regression_on_the_chosen_images():
         assert record["accuracy_std"] == pytest.approx(np.std(scores))
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_label_of_each_of_many_classes_is_no_reason_to_warn():
+    x = np.random.default_rng(0).normal(size=(120, 4)).astype(np.float32)
+    y = np.arange(120) % 40
+    assert label_efficiency(x, y, x, y, labels_per_class=(1,), draws=1)[0]["accuracy_mean"] > 0
+
+
 # the published protocol
 
 

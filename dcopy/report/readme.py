@@ -83,7 +83,7 @@ def results_part(folder: Path, repository: str | None = REPOSITORY) -> str:
     quick = folder / "quick"
     numbers = [origin(folder), *(_methods(folder / name) or f"`{name}`: not run." for name in LISTED)]
     parts = [
-        _table(_claim(claim, quick, repository) for claim in statements.CLAIMS),
+        _table(_claim(claim, folder, repository) for claim in statements.CLAIMS),
         _times(quick),
         *_main_table(quick),
         *_folded("The paper's claims on every data set, computed from the files of runs", _claims(folder)),
@@ -192,13 +192,13 @@ def _speed(folder: Path) -> list[str]:
     return parts
 
 
-def _claim(claim: statements.Claim, quick: Path, repository: str | None) -> dict:
+def _claim(claim: statements.Claim, folder: Path, repository: str | None) -> dict:
     path = f"notebooks/{claim.notebook}.ipynb"
     link = colab(repository, path)
     return {
         "claim": claim.statement + (f" ({claim.paper})" if claim.paper else ""),
         "notebook": f"[{claim.notebook[:2]}]({path})" + (f", [Colab]({link})" if link else ""),
-        "here": statements.here(claim, quick) or published.NOT_RUN,
+        "here": statements.here(claim, folder / claim.preset) or published.NOT_RUN,
     }
 
 

@@ -14,6 +14,7 @@ class Claim:
     statement: str
     notebook: str
     paper: str = ""  # where it was made before
+    preset: str = "quick"  # whose files
     theory: tuple[int, ...] = ()  # claims in theory/claims.csv
     column: str = ""  # of tables/`table`.csv
     methods: tuple[str, ...] = ()  # rows of it
@@ -93,16 +94,27 @@ CLAIMS = (
         ),
         table="own-trainer",
     ),
+    Claim(
+        "CIFAR-10, % with all labels: DirectCopy rivals DirectPred",
+        "05_paper_tables",
+        "abstract",
+        preset="cifar10-small",
+        column="all labels",
+        methods=(
+            *("DirectCopy", "DirectPred", "SGD linear predictor", "no predictor"),
+            *("raw pixels", "random encoder"),
+        ),
+    ),
 )
 
 
-def here(claim: Claim, quick: Path) -> str:
-    """What a preset's files say of a claim; '' where it was not run."""
+def here(claim: Claim, place: Path) -> str:
+    """What the files in a preset's folder say of a claim; '' where it was not run."""
     if claim.column:
-        methods = {row["method"]: row for row in read_csv(quick / "tables" / f"{claim.table}.csv")}
+        methods = {row["method"]: row for row in read_csv(place / "tables" / f"{claim.table}.csv")}
         found = {name: methods.get(name, {}).get(claim.column) for name in claim.methods}
         return ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
-    rows = read_csv(quick / "theory" / "claims.csv")
+    rows = read_csv(place / "theory" / "claims.csv")
     own = [row for row in rows if int(row["claim"]) in claim.theory]
     if claim.measured:
         shown = [row for row in own if row["statement"].startswith(claim.measured)]

@@ -193,6 +193,13 @@ def test_a_change_in_any_file_shows(full_project, path, old, new):
     assert readme.fill(before, full_project) != before
 
 
+def test_a_claim_on_photographs_has_the_numbers_of_its_own_preset(project):
+    rows = [{"method": name, "all labels": value} for name, value in (("DirectCopy", 62), ("DirectPred", 63))]
+    results.write_csv(project / "results/reference/cifar10-small/tables/methods.csv", rows)
+    table = readme.results_part(project / "results/reference").split("\n\n")[0]
+    assert table.splitlines()[-1].endswith(" | DirectCopy 62, DirectPred 63 |")
+
+
 def test_without_results_all_is_not_run(tmp_path):
     results.write_text(tmp_path / "results/reference/published.csv", _published())
     part = readme.results_part(tmp_path / "results/reference")

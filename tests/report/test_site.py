@@ -123,11 +123,11 @@ def test_the_front_page_says_what_is_there_and_what_is_missing(site, preset):
     assert "not run" in text and "No run of this preset has finished yet." in text
 
 
-@pytest.mark.parametrize(("name", "about_digits"), [("quick", True), ("cifar10-small", False)])
-def test_what_is_claimed_of_digits_is_shown_with_digits_alone(name, about_digits, tmp_path):
+@pytest.mark.parametrize(("name", "data"), [("quick", {"Digits"}), ("cifar10-small", {"CIFAR-10"})])
+def test_what_is_claimed_of_data_is_shown_with_these_data_alone(name, data, tmp_path):
     jobs = plan.jobs(name, [], str(tmp_path))
     statements = [row["statement"] for row in build.claim_rows(name, jobs, tmp_path, {})]
-    assert any(statement.startswith("Digits, %") for statement in statements) == about_digits
+    assert {statement.split(", %")[0] for statement in statements if ", %" in statement} == data
 
 
 def test_without_anything_to_show_it_says_so(tmp_path):

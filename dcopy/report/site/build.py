@@ -145,10 +145,11 @@ def front(preset: str, options: list[str], places: list[Path], pages: list[dict]
 def claim_rows(preset: str, jobs: list[plan.Job], place: Path, pages: dict[str, str]) -> list[dict]:
     """The claims of the notebooks in this preset, with what was found here.
 
-    Those that a table of accuracies stands for are about digits, and other data say nothing of them.
+    Those that a table of accuracies stands for are about the data of their preset, and other data say nothing
+    of them.
     """
     wanted = {job.notebook for job in jobs}
-    on_digits = any(run.dataset == "digits" for run in presets.get(preset).runs())
+    data = {run.dataset for run in presets.get(preset).runs()}
     return [
         {
             "statement": claim.statement,
@@ -157,7 +158,8 @@ def claim_rows(preset: str, jobs: list[plan.Job], place: Path, pages: dict[str, 
             "page": pages.get(claim.notebook),
         }
         for claim in statements.CLAIMS
-        if claim.notebook in wanted and (on_digits or not claim.column)
+        if claim.notebook in wanted
+        and not (claim.column and data.isdisjoint(run.dataset for run in presets.get(claim.preset).runs()))
     ]
 
 

@@ -68,13 +68,14 @@ def collapse(records: dict[str, list[dict]]) -> Figure:
     figure, axes = _panels(records)
     for ax, own in zip(axes, records.values(), strict=True):
         trained = [record for record in own if record["result"]]
-        if not trained:
+        ranks = [record["result"]["metrics"]["effective_rank"] for record in trained]
+        for record, rank in zip(trained, ranks, strict=True):
+            style = {"color": COLORS[record["method"]], "marker": MARKERS[record["method"]], "ls": ""}
+            ax.semilogx(rank, claims.accuracy(record), **style)
+        if trained:
+            ax.set_xlim(0.9, max(12, 1.2 * max(ranks)))  # a decade or more, from the rank 1 of a collapse
+        else:
             _not_run(ax)
-        for method in dict.fromkeys(record["method"] for record in trained):
-            runs = claims.of(trained, method)
-            rank = [record["result"]["metrics"]["effective_rank"] for record in runs]
-            style = {"color": COLORS[method], "marker": MARKERS[method], "ls": ""}
-            ax.semilogx(rank, [claims.accuracy(record) for record in runs], **style)
         for method in BASELINES:
             heights = [claims.accuracy(record) for record in claims.of(own, method)]
             if heights:

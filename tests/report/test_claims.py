@@ -1,6 +1,7 @@
 """The claims: each sentence is recomputed from the files, by other code than that which wrote it."""
 
 import csv
+import itertools
 import json
 import re
 import statistics
@@ -69,6 +70,17 @@ def test_what_is_no_accuracy_is_refused_by_name(tmp_path):
     write_run(tmp_path / "quick/runs", presets.get("quick").runs()[0], 95.0, 20.0)
     with pytest.raises(ValueError, match=r"probe\.json: 95\.0 is no accuracy"):
         claims.load(tmp_path, "quick")
+
+
+def test_ranks_that_are_close_leave_room_for_the_labels_of_their_axis(tmp_path):
+    for config, rank in zip(presets.get("cifar100-small").runs()[::3][:2], (17.0, 29.0), strict=True):
+        write_run(tmp_path / "cifar100-small/runs", config, 0.7, rank)
+    picture = claim_figures.collapse({"CIFAR-100": claims.load(tmp_path, "cifar100-small")})
+    picture.canvas.draw()
+    shown = [label for label in picture.axes[0].get_xticklabels(which="both") if label.get_text()]
+    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    plt.close(picture)
 
 
 def test_sentences_say_what_the_files_hold(written):

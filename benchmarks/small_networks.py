@@ -150,23 +150,16 @@ def page(out) -> None:
     """A row a trial, those of the same seconds together, the best linear probe first."""
     records = results.read_json(out)
     ranked = sorted(records.values(), key=lambda record: (record["seconds_each"], -record["linear"]))
-    plain = {"encoder": "conv", "width": 64, "batch_size": 64, "lr": config.TrainConfig().lr}
-    rows = [
-        {
-            "seconds": record["seconds_each"],
-            "seed": record["seed"],
-            **{name: record["fields"].get(name, usual) for name, usual in plain.items()},
-            "side": record["side"],
-            "parameters": f"{record['parameters']:,}",
-            **{
-                f"{config.METHODS[name]}, {probe}": f"{outcome[key]:.1%}"
-                for probe, key in (("linear", "linear"), ("k-NN", "knn"))
-                for name, outcome in record["methods"].items()
-            },
-            "images/s": f"{min(outcome['images_per_second'] for outcome in record['methods'].values()):.0f}",
-        }
-        for record in ranked
-    ]
+    rows = []
+    for record in ranked:
+        fields, outcomes = {"lr": config.TrainConfig().lr} | record["fields"], record["methods"]
+        row = {"seconds": record["seconds_each"], "seed": record["seed"]}
+        row |= {name: fields[name] for name in ("encoder", "width", "batch_size", "lr")}
+        row |= {"side": record["side"], "parameters": f"{record['parameters']:,}"}
+        for probe, key in (("linear", "linear"), ("k-NN", "knn")):
+            row |= {f"{config.METHODS[name]}, {probe}": f"{one[key]:.1%}" for name, one in outcomes.items()}
+        slower = min(one["images_per_second"] for one in outcomes.values())
+        rows.append(row | {"images/s": f"{slower:.0f}"})
     commits = ", ".join(sorted({record["commit"] for record in ranked}))
     devices = ", ".join(sorted({record["device"] for record in ranked}))
     caption = "Accuracy on held-out training images of CIFAR-10 after equal processor time, one thread."

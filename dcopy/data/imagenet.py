@@ -96,9 +96,10 @@ def read(
 def _stray(source: Source) -> str:
     """Words on the first file that is not named as nearly all others are, '' where there is none."""
     names = [split.name(i) for split in source.splits.values() for i in range(len(split.labels))]
-    suffixes = Counter(Path(name).suffix.casefold() for name in names)
-    stray = (name for name in names if suffixes[Path(name).suffix.casefold()] * 10 < len(names))
-    return f", with {shown(name)} among them" if (name := next(stray, None)) else ""
+    suffixes = [Path(name).suffix.casefold() for name in names]
+    count = Counter(suffixes)
+    strays = (name for name, end in zip(names, suffixes, strict=True) if count[end] * 10 < len(names))
+    return f", with {shown(name)} among them" if (name := next(strays, None)) else ""
 
 
 def find_source(name: str, root: Path, folder: Path, **fetching) -> Source:

@@ -101,8 +101,12 @@ CLAIMS = (
         preset="cifar10-small",
         column="all labels",
         methods=(
-            *("DirectCopy", "DirectPred", "SGD linear predictor", "no predictor"),
-            *("raw pixels", "random encoder"),
+            "DirectCopy",
+            "DirectPred",
+            "SGD linear predictor",
+            "no predictor",
+            "raw pixels",
+            "random encoder",
         ),
     ),
 )

@@ -148,8 +148,7 @@ def claim_rows(preset: str, jobs: list[plan.Job], place: Path, pages: dict[str, 
     Those that a table of accuracies stands for are about the data of their preset, and other data say nothing
     of them.
     """
-    wanted = {job.notebook for job in jobs}
-    data = {run.dataset for run in presets.get(preset).runs()}
+    wanted, data = {job.notebook for job in jobs}, _data(preset)
     return [
         {
             "statement": claim.statement,
@@ -158,9 +157,12 @@ def claim_rows(preset: str, jobs: list[plan.Job], place: Path, pages: dict[str, 
             "page": pages.get(claim.notebook),
         }
         for claim in statements.CLAIMS
-        if claim.notebook in wanted
-        and not (claim.column and data.isdisjoint(run.dataset for run in presets.get(claim.preset).runs()))
+        if claim.notebook in wanted and (not claim.column or data & _data(claim.preset))
     ]
+
+
+def _data(preset: str) -> set[str]:
+    return {run.dataset for run in presets.get(preset).runs()}
 
 
 def sentences(preset: str, place: Path) -> list[str]:

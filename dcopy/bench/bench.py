@@ -21,7 +21,7 @@ from ..data import augment
 from ..predictors import Predictor, SetPredictor, build_predictor
 from ..training.graphs import WARMUP, FastStep
 from ..training.step import Trainer
-from .measure import Clock, PeakMemory, count, gpu_clocks
+from .measure import Clock, PeakMemory, count, gpu_clocks, matrix_tflop_per_second
 
 DIMS = (64, 128, 256, 512, 1024, 2048)
 LARGE_DIM = 4096  # takes a CPU seconds an update
@@ -106,11 +106,11 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile
 
     Returns:
         parts (part, ms and share; means over the steps), step_ms (one a step), ms (their mean),
-        images_per_second, tflop and tflop_per_second of a step, compiled (whether it was), captured (ms
-        and the two rates of the step as pretraining does it on a GPU, in CUDA graphs, which show no
-        parts; None where it is not captured), seconds_to_compile (the first step), clocks (see
-        `gpu_clocks`), and memory (see `memory_estimate`; measured is the peak, or None where it cannot
-        be read).
+        images_per_second, tflop and tflop_per_second of a step, matrix_tflop_per_second (see there; of the
+        same precision), compiled (whether it was), captured (ms and the two rates of the step as
+        pretraining does it on a GPU, in CUDA graphs, which show no parts; None where it is not captured),
+        seconds_to_compile (the first step), clocks (see `gpu_clocks`), and memory (see `memory_estimate`;
+        measured is the peak, or None where it cannot be read).
 
     Raises:
         ValueError: steps is below 1.
@@ -130,6 +130,7 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile
         times = part_times(fast_step, images, generator, clock, warmup + steps)[warmup:]
         captured_ms = captured_step_ms(fast_step, images, generator, clock, steps)
         clocks = gpu_clocks(device)  # while they are still up
+    limit = matrix_tflop_per_second(device, trainer.precision)
     step_ms = [sum(parts.values()) for parts in times]
     ms = statistics.mean(step_ms)
     parts = {part: statistics.mean(step[part] for step in times) for part in times[0]}
@@ -143,6 +144,7 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile
         "step_ms": step_ms,
         **rates(ms),
         "tflop": flop / 1e12,
+        "matrix_tflop_per_second": limit,
         "compiled": fast_step.compiled,
         "captured": captured_ms and rates(captured_ms),
         "seconds_to_compile": first_ms / 1e3 if fast_step.compiled else None,
@@ -244,7 +246,8 @@ def print_tables(record: dict) -> None:
     for row in step["parts"]:
         print(f"  {row['part']:20}{row['ms']:12.2f} ms{row['share']:9.1%}")
     print(f"  {'sum':20}{step['ms']:12.2f} ms, {step['images_per_second']:,.0f} images/s")
-    print(f"  {step['tflop']:.3g} TFLOP, {step['tflop_per_second']:.3g} TFLOP/s")
+    print(f"  {step['tflop']:.3g} TFLOP, {step['tflop_per_second']:.3g} TFLOP/s; "
+          f"a product of large matrices, {step['matrix_tflop_per_second']:.3g} TFLOP/s")  # fmt: skip
     if step["captured"]:
         captured = step["captured"]
         print(f"  in CUDA graphs: {captured['ms']:.2f} ms, {captured['images_per_second']:,.0f} images/s, "

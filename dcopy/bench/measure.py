@@ -87,6 +87,23 @@ def count(step) -> tuple[int, dict[int, int]]:
     return flops.get_total_flops(), kept
 
 
+def matrix_tflop_per_second(device: str | torch.device, precision: str) -> float:
+    """TFLOP/s in a product of two large matrices: what arithmetic alone leaves a training step to reach.
+
+    In fp32 the convolutions of a GPU may be faster than that, since they take TF32 by default.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    clock = Clock(device)
+    size = 8192 if clock.is_cuda else 2048
+    a, b = torch.randn(2, size, size, device=clock.device).to(dtype)
+    a @ b  # the first one allocates
+    moments = [clock.now()]
+    for _ in range(3):
+        a @ b
+        moments.append(clock.now())
+    return 2 * size**3 / min(clock.ms(moments)) / 1e9
+
+
 def gpu_clocks(device) -> dict | None:
     """The GPU's clocks in MHz, now and at most, and its power in watts, where nvidia-smi answers."""
     device = torch.device(device)

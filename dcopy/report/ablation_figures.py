@@ -34,12 +34,12 @@ def heatmap(table: pd.DataFrame, title: str) -> Figure:
 
 
 def lines(frame: pd.DataFrame, title: str) -> Figure:
-    """Accuracy on one label per class and effective rank against the setting: mean, one std, seeds.
+    """Accuracy and effective rank against the setting: mean, one std, seeds.
 
     Numbers are joined by a line with a band; settings that are words have whiskers.
 
     Args:
-        frame: setting (text, in order), one_label (percent), effective_rank; a row a run.
+        frame: setting (text, in order), accuracy (percent), effective_rank; a row a run.
         title: what is varied.
     """
     if frame.empty:
@@ -48,7 +48,7 @@ def lines(frame: pd.DataFrame, title: str) -> Figure:
     settings = list(dict.fromkeys(frame["setting"]))
     numbers = not any(letter.isalpha() for setting in settings for letter in setting.replace("e-", ""))
     panels = [
-        ("one_label", "test accuracy (%)", "directcopy"),
+        ("accuracy", "test accuracy (%)", "directcopy"),
         ("effective_rank", "effective rank of F", "mlp"),
     ]
     for ax, (column, ylabel, color) in zip(axes, panels, strict=True):
@@ -94,10 +94,10 @@ def beside(frames: dict[str, pd.DataFrame]) -> Figure:
 
 
 def switches(frames: dict[str, pd.DataFrame]) -> Figure:
-    """Accuracy on one label per class in two settings each, a panel a choice: a line a seed, and the mean.
+    """Accuracy in two settings each, a panel a choice: a line a seed, and the mean.
 
     Args:
-        frames: by the name of the choice: setting, seed and one_label (percent), a row a run.
+        frames: by the name of the choice: setting, seed and accuracy (percent), a row a run.
     """
     figure, axes = plt.subplots(1, len(frames), figsize=(2.9 * len(frames), 3.2))
     for ax, (name, frame) in zip(np.atleast_1d(axes), frames.items(), strict=True):
@@ -105,7 +105,7 @@ def switches(frames: dict[str, pd.DataFrame]) -> Figure:
         if frame.empty:
             ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
             continue
-        table = frame.pivot_table(index="seed", columns="setting", values="one_label", sort=False)
+        table = frame.pivot_table(index="seed", columns="setting", values="accuracy", sort=False)
         for _, row in table.iterrows():
             ax.plot(range(len(row)), row, color="0.6", marker=".", lw=0.9)
         ax.plot(range(table.shape[1]), table.mean(), "o", color=COLORS["directcopy"])

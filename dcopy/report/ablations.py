@@ -29,10 +29,7 @@ TITLES = {  # in words, for figures and sentences
 }
 
 
-BESIDE = {  # data: preset, and the number of labels with which representations differ most there
-    "digits": ("ablations", "one_label"),
-    "CIFAR-10": ("ablations-cifar10-small", "all_labels"),
-}
+BESIDE = {"digits": "ablations", "CIFAR-10": "ablations-cifar10-small"}  # data: preset
 COMPARED = ("eps", "weight_decay", "ema")
 DIRECTIONS = {  # columns of `variance_summary`, in words
     "sigma2_survivors": "median σ² of these",
@@ -42,7 +39,10 @@ DIRECTIONS = {  # columns of `variance_summary`, in words
 
 
 def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
-    """One row a run: its configuration, health and accuracies in percent.
+    """One row a run: its configuration, health and accuracy in percent.
+
+    The accuracy is the linear probe's with the number of labels (column `labels`) with which
+    representations differ most: one per class on digits, all on photographs.
 
     Args:
         outcomes: contents of result.json files.
@@ -53,14 +53,15 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
     for outcome in outcomes:
         if outcome["name"] in by_name:
             probe, health = by_name[outcome["name"]], outcome["metrics"]
-            points = {p["labels_per_class"]: 100 * p["accuracy_mean"] for p in probe["label_efficiency"]}
+            points = {p["labels_per_class"]: p["accuracy_mean"] for p in probe["label_efficiency"]}
+            digits = outcome["config"]["dataset"] == "digits"
             rows.append(
                 {
                     **outcome["config"],
                     "precision": results.precision(outcome),
                     "name": outcome["name"],
-                    "one_label": points[1],
-                    "all_labels": 100 * probe["linear"]["accuracy"],
+                    "labels": "one label per class" if digits else "all labels",
+                    "accuracy": 100 * (points[1] if digits else probe["linear"]["accuracy"]),
                     "effective_rank": health["effective_rank"],
                     "projection_std": health["projection_std"],
                     "verdict": health["verdict"],
@@ -117,7 +118,7 @@ def finding(frame: pd.DataFrame, ablation: str) -> dict:
     a setting is left out. It is called clear where `range_test` gives less than 0.05.
     """
     chosen = select(frame, ablation)
-    table = chosen.pivot_table(index="seed", columns="setting", values="one_label", sort=False).dropna()
+    table = chosen.pivot_table(index="seed", columns="setting", values="accuracy", sort=False).dropna()
     if table.shape[1] < 2 or table.empty:
         return {"ablation": ablation, "sentence": f"{TITLES[ablation]}: not run."}
     means = table.mean()
@@ -148,14 +149,13 @@ def finding(frame: pd.DataFrame, ablation: str) -> dict:
 
 
 def beside(root: Path) -> dict[str, pd.DataFrame]:
-    """The frame of each data set in BESIDE that has finished runs under `root`, with a column `accuracy`."""
-    frames = {}
-    for name, (preset, column) in BESIDE.items():
-        folder = results.own_or_reference(root / preset)
-        if list(folder.glob("runs/*/result.json")):
-            frame = ablation_frame(*load_results(folder))
-            frames[name] = frame.assign(accuracy=frame[column])
-    return frames
+    """The frame of each data set in BESIDE that has finished runs under `root`."""
+    folders = {name: results.own_or_reference(root / preset) for name, preset in BESIDE.items()}
+    return {
+        name: ablation_frame(*load_results(folder))
+        for name, folder in folders.items()
+        if list(folder.glob("runs/*/result.json"))
+    }
 
 
 def side_by_side(frames: dict[str, pd.DataFrame]) -> list[dict]:
@@ -214,7 +214,7 @@ def symmetry_finding(frame: pd.DataFrame) -> str:
     if chosen["predictor_symmetric"].nunique() < 2:
         return "Symmetry without EMA: not run."
     table = chosen.pivot_table(
-        index=["seed", "predictor_bias"], columns="predictor_symmetric", values="one_label"
+        index=["seed", "predictor_bias"], columns="predictor_symmetric", values="accuracy"
     )
     gap = table[True] - table[False]
     told = "as they find" if gap.mean() < 0 else "the reverse of what they find on STL-10"

@@ -192,7 +192,7 @@ def decays(folder: Path, preset: str) -> list[dict]:
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if row.get("survivors")]  # else nothing was measured
 
 
 def _decays(folder: Path, preset: str) -> Path:
@@ -207,12 +207,13 @@ def _dropped(folder: Path, preset: str) -> tuple[str, list[str]] | None:
     survivors = [float(row["survivors"]) for row in rows]
     correlations = [float(row["rank_correlation"]) for row in rows]
     agree = sum(correlation < 0 for correlation in correlations)
+    moved = "fall" if survivors[-1] < survivors[0] else "do not fall: they go"
+    moved += f" from {survivors[0]:.1f} to {survivors[-1]:.1f}"
     ends = [f"{correlations[i]:+.2f}".replace("-", "−") for i in (0, -1)]
     sentence = (
-        f"from weight decay {first['weight decay']} to {last['weight decay']}, the surviving directions of F "
-        f"fall from {survivors[0]:.1f} to {survivors[-1]:.1f}; larger eigenvalues have less variance under "
-        f"augmentation at {agree} of {len(rows)} weight decays (rank correlation {ends[0]} at the first, "
-        f"{ends[1]} at the last)"
+        f"from weight decay {first['weight decay']} to {last['weight decay']}, the surviving directions of "
+        f"F {moved}; larger eigenvalues have less variance under augmentation at {agree} of "
+        f"{len(rows)} weight decays (rank correlation {ends[0]} at the first, {ends[1]} at the last)"
     )
     return sentence, [plan.shortest(_decays(folder, preset))]
 

@@ -27,12 +27,19 @@ def on_gpu(name: str, record: dict) -> bool:
 
 
 def what(record: dict) -> str:
-    """What the benchmark trained and where: the caption of its tables."""
+    """What the benchmark trained and where, and how near to the limit: the caption of its tables."""
     config, compiled = record["config"], ", compiled" * bool(record["step"].get("compiled"))
     return (
         f"{config['method']} on {config['dataset']}, {config['encoder']}, width {config['width']}, batch of "
-        f"{config['batch_size']}, {results.precision(record)}{compiled}; {record['provenance']['device']}"
+        f"{config['batch_size']}, {results.precision(record)}{compiled}; {record['provenance']['device']}; "
+        f"arithmetic at {of_limit(record['step'])} of the rate of a product of large matrices"
     )
+
+
+def of_limit(step: dict) -> str:
+    """A step's floating-point operations a second as a share of what a matrix product reaches there."""
+    limit = step.get("matrix_tflop_per_second")  # older files have none
+    return f"{100 * step['tflop_per_second'] / limit:.0f} %" if limit else NOTHING
 
 
 def step_parts(record: dict) -> pd.DataFrame:
@@ -64,6 +71,7 @@ def speeds(records: dict[str, dict]) -> list[dict]:
                 "precision": results.precision(record),
                 "ms a step": f"{step['ms']:,.1f}",
                 "images/s": f"{step['images_per_second']:,.0f}",
+                "of the rate of a matrix product": of_limit(step),
                 "augmentation takes": share["augmentation"],
                 "predictor update takes": share["predictor update"],
                 "images/s, CUDA graphs": f"{captured['images_per_second']:,.0f}" if captured else NOTHING,

@@ -42,7 +42,7 @@ def start(path: str) -> tuple[pd.DataFrame | None, dict, str]:
 
 def eps_grid(frame: pd.DataFrame) -> pd.DataFrame:
     """Accuracy on one label per class: scales of F down, ε across, mean over seeds of the ablations."""
-    grid = select(frame, "eps").pivot_table(index="normalize", columns="eps", values="one_label", sort=False)
+    grid = select(frame, "eps").pivot_table(index="normalize", columns="eps", values="accuracy", sort=False)
     return grid.rename_axis(index="scale of F", columns="ε")
 
 
@@ -59,7 +59,7 @@ def begin_with(frame: pd.DataFrame) -> dict:
     scaled = scaled[scaled["normalize"] == "spectral"]
     if scaled.empty or rho.empty:
         raise ValueError("the ablations have not varied both ε and ρ yet")
-    eps, rho = (runs.groupby(name)["one_label"].mean() for name, runs in (("eps", scaled), ("rho", rho)))
+    eps, rho = (runs.groupby(name)["accuracy"].mean() for name, runs in (("eps", scaled), ("rho", rho)))
     clear = "more" if finding(frame, "rho").get("clear") else "no more"
     why = (
         f"These had the best mean accuracies in the ablations: {eps.max():.1f} % for ε, with F divided by "

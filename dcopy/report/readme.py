@@ -12,7 +12,7 @@ from ..config import REPOSITORY
 from ..evaluation import evaluate
 from ..workflow import plan, presets
 from ..workflow.outcome import clock
-from . import claims, comparison, health_limits, published, statements
+from . import ablations, claims, comparison, health_limits, published, statements
 
 MAIN = ("method", "health (no labels used)", "1 a class", "all labels", "k-NN")
 LISTED = ("quick", "cifar10-small", "cifar100-small", "imagenette")  # presets with a table of their methods
@@ -117,7 +117,7 @@ def _main_table(quick: Path) -> list[str]:
 def origin(folder: Path) -> str:
     """One line for each preset on the runs behind its numbers; other runs make another line."""
     lines = []
-    named = (*LISTED, "ablations")
+    named = (*LISTED, *ablations.BESIDE.values())
     shown = (path for path in folder.glob("*") if path.name in named or published.own_runs([path]))
     for preset in sorted(shown):
         if line := origin_of(preset):
@@ -161,11 +161,15 @@ def _table1(folder: Path) -> list[str]:
 
 
 def _findings(folder: Path) -> list[str]:
-    path = folder / "ablations" / "tables" / "findings.json"
-    if not path.exists():
-        return ["Ablations: not run."]
-    sentences = "\n".join(f"- {finding['sentence']}" for finding in results.read_json(path))
-    return _folded("Ablations, a finding each", [sentences])
+    parts = []
+    for name, preset in ablations.BESIDE.items():
+        path = folder / preset / "tables" / "findings.json"
+        if path.exists():
+            sentences = "\n".join(f"- {finding['sentence']}" for finding in results.read_json(path))
+            parts += _folded(f"Ablations on {name}, a finding each", [sentences])
+        else:
+            parts.append(f"Ablations on {name}: not run.")
+    return parts
 
 
 def _health(folder: Path) -> list[str]:

@@ -47,6 +47,7 @@ def test_parts_add_up_to_the_step(record):
     assert len(step["step_ms"]) == 3
     assert sum(step["step_ms"]) / 3 == pytest.approx(step["ms"])
     assert step["images_per_second"] == pytest.approx(8 / (step["ms"] / 1e3))
+    assert step["matrix_tflop_per_second"] > step["tflop_per_second"] > 0  # of so narrow a network
 
 
 def test_file_says_what_was_measured_where(record):

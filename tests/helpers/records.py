@@ -13,6 +13,7 @@ BENCH = {
             {"part": "loss and backward", "ms": 1470.0, "share": 0.735},
         ],
         **{"ms": 2000.0, "images_per_second": 64.0, "tflop_per_second": 0.1, "clocks": None},
+        "matrix_tflop_per_second": 0.125,
     },
     "predictors": [],
     "provenance": {"device": "a processor, 2 threads"},

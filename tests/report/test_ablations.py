@@ -20,7 +20,7 @@ SHARED = {"dataset": "digits", "epochs": 1}
 
 def outcome(accuracy, **fields):
     """result.json and probe.json of a run, as far as the ablations read them."""
-    config = TrainConfig(**SHARED, **fields)
+    config = TrainConfig(**SHARED | fields)
     health = {"effective_rank": 9.0, "projection_std": 0.9, "verdict": "healthy", "spectrum": [2.0, 1.0]}
     points = [{"labels_per_class": 1, "accuracy_mean": accuracy}]
     return (
@@ -43,7 +43,7 @@ def test_an_ablation_takes_the_runs_that_differ_in_what_it_varies_and_nothing_el
     )
     chosen = ablations.select(table, "rho")
     assert chosen["setting"].tolist() == ["0", "0.3", "0.8"]  # in the ablation's order
-    assert chosen["one_label"].tolist() == pytest.approx([50, 40, 60])
+    assert chosen["accuracy"].tolist() == pytest.approx([50, 40, 60])
 
 
 def test_where_all_is_computed_in_bf16_that_is_the_default_of_every_ablation():
@@ -74,8 +74,13 @@ def test_every_setting_of_an_ablation_has_a_name_of_its_own():
 def test_two_data_sets_agree_where_they_rank_the_settings_alike(order, verdict, tmp_path):
     """By the number of labels that tells settings apart on each; what one lacks is left out."""
     settings = (0.0, 0.9, 0.99)
-    for preset, points in (("ablations", (1, 2, 3)), ("ablations-cifar10-small", order)):
-        runs = [outcome(point / 10, ema=ema) for ema, point in zip(settings, points, strict=True)]
+    for dataset, preset, points in (
+        ("digits", "ablations", (1, 2, 3)),
+        ("cifar10", "ablations-cifar10-small", order),
+    ):
+        runs = [
+            outcome(point / 10, dataset=dataset, ema=ema) for ema, point in zip(settings, points, strict=True)
+        ]
         for (result, probe), point in zip(runs, points, strict=True):
             run = tmp_path / preset / "runs" / result["name"]
             results.write_json(run / "result.json", result)
@@ -83,6 +88,8 @@ def test_two_data_sets_agree_where_they_rank_the_settings_alike(order, verdict, 
             results.write_json(run / "probe.json", probe | accuracies)
     frames = ablations.beside(tmp_path)
     assert frames["digits"]["accuracy"].max() == 30 and frames["CIFAR-10"]["accuracy"].max() == 60
+    assert set(frames["digits"]["labels"]) == {"one label per class"}
+    assert set(frames["CIFAR-10"]["labels"]) == {"all labels"}
     rows = {row["ablation"]: row for row in ablations.side_by_side(frames)}
     row = rows[ablations.TITLES["ema"]]
     assert (row["verdict"], row["settings in both"]) == (verdict, 3)

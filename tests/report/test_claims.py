@@ -102,6 +102,26 @@ def test_sentences_say_what_the_files_hold(written):
     assert "at 1 of 2 weight decays" in rows["e", "CIFAR-10", ""]
 
 
+def decay_table(root: Path, *rows: dict) -> str:
+    """The sentence of claim e on digits, with this table of surviving directions."""
+    results.write_csv(root / "ablations/tables/surviving-directions.csv", list(rows))
+    (found,) = [row for row in claims.findings(root) if (row["claim"], row["data"]) == ("e", "digits")]
+    return found["finding"]
+
+
+def test_directions_that_do_not_fall_are_not_said_to(tmp_path):
+    rows = [
+        {"weight decay": decay, "survivors": n, "rank_correlation": -0.5}
+        for decay, n in (("0", 4), ("0.04", 5))
+    ]
+    assert "of F do not fall: they go from 4.0 to 5.0" in decay_table(tmp_path, *rows)
+
+
+def test_a_weight_decay_that_was_not_measured_is_not_run(tmp_path):
+    """What notebook 06 writes where neither weights nor variances are there."""
+    assert decay_table(tmp_path, {"weight decay": "not run"}) == claims.NOT_RUN
+
+
 def test_what_has_not_been_run_says_so(written):
     rows = claims.findings(written)
     (*told, last) = claims.told(rows, "b").splitlines()

@@ -37,9 +37,9 @@ def record():
 def test_it_begins_with_the_best_of_the_ablations():
     frame = ablations.ablation_frame(*load_results(ROOT / "results" / "reference" / "ablations"))
     begin = own_trainer.begin_with(frame)
-    scaled = frame[(frame["normalize"] == "spectral")].groupby("eps")["one_label"].mean()
+    scaled = frame[(frame["normalize"] == "spectral")].groupby("eps")["accuracy"].mean()
     assert begin["eps"] == scaled.idxmax() and f"{scaled.max():.1f} %" in begin["why"]
-    rho = ablations.select(frame, "rho").groupby("rho")["one_label"].mean()
+    rho = ablations.select(frame, "rho").groupby("rho")["accuracy"].mean()
     assert begin["rho"] == rho.idxmax() and f"{rho.min():.1f} %" in begin["why"]
     assert ("no more than noise" in begin["why"]) != ablations.finding(frame, "rho")["clear"]
 

@@ -10,7 +10,7 @@ from helpers.records import BENCH, LIGHTLY, PROBE
 import dcopy
 from dcopy import results
 from dcopy.config import TrainConfig
-from dcopy.report import published, readme, statements, tables
+from dcopy.report import ablations, published, readme, statements, tables
 from dcopy.workflow import plan, presets
 
 README = plan.ROOT / "README.md"
@@ -74,6 +74,9 @@ def full_project(project):
         {"ablation": "variance", "sentence": "ρ -0.4."},
     ]
     results.write_json(folder / "ablations/tables/findings.json", findings)
+    photographs = folder / "ablations-cifar10-small"
+    _run(photographs, TrainConfig(dataset="cifar10", eps=0.1), finished="2024-04-05", commit="eda")
+    results.write_json(photographs / "tables/findings.json", [{"sentence": "ε: best 0.5."}])
     results.write_json(folder / "comparison/lightly.json", LIGHTLY)
     results.write_json(folder / "bench/cpu.json", BENCH)
     clocked = BENCH["step"] | {"clocks": {"clocks.sm": 1980.0}, "ms": 20.0}
@@ -124,6 +127,8 @@ def test_each_preset_names_its_commits_and_devices(full_project):
     part = readme.results_part(folder)
     assert [line for line in part.splitlines() if line.startswith("- `")] == [
         "- `ablations`: 1 runs of commit fed on a CPU, probed by cba; the last file is of 2024-04-04.",
+        "- `ablations-cifar10-small`: 1 runs of commit eda on a GPU, probed by cba; the last file is of "
+        "2024-04-05.",
         "- `cifar10`: 1 runs of commit abc on a GPU, probed by cba; the last file is of 2024-02-02.",
         "- `cifar10-small`: 1 runs of commit def on a CPU, probed by cba; the last file is of 2024-03-03.",
         "- `quick`: 2 runs of commit abc, bcd on a GPU, probed by cba; the last file is of 2024-05-05.",
@@ -178,6 +183,8 @@ def test_a_probe_that_did_not_converge_is_marked(project):
         ("cifar10-small/tables/methods.md", "23.4", "24.4"),
         ("cifar10-small/runs/*/result.json", "def", "fed"),
         ("ablations/tables/findings.json", "0.3", "0.4"),
+        ("ablations-cifar10-small/tables/findings.json", "0.5", "0.6"),
+        ("ablations-cifar10-small/runs/*/result.json", "eda", "ade"),
         ("comparison/lightly.json", "0.95", "0.85"),
         ("comparison/lightly.json", "1.5.20", "1.5.21"),
         ("bench/cpu.json", "0.015", "0.025"),
@@ -205,7 +212,8 @@ def test_without_results_all_is_not_run(tmp_path):
     part = readme.results_part(tmp_path / "results/reference")
     assert part.split("\n\n")[0].count("| not run |") == len(statements.CLAIMS)
     assert "No run has finished yet." in part
-    for what in (*(f"`{name}`" for name in readme.LISTED), "Ablations", "The comparison with lightly"):
+    ablated = [f"Ablations on {name}" for name in ablations.BESIDE]
+    for what in (*(f"`{name}`" for name in readme.LISTED), *ablated, "The comparison with lightly"):
         assert f"\n\n{what}: not run." in part
     assert "Speed on a GPU: not run." in part
 

@@ -103,7 +103,8 @@ def test_sentences_say_what_the_files_hold(written):
 
 
 def decay_table(root: Path, *rows: dict) -> str:
-    """The sentence of claim e on digits, with this table of surviving directions."""
+    """The sentence of claim e on digits, with this table of surviving directions and no other result."""
+    root = root / "reference"
     results.write_csv(root / "ablations/tables/surviving-directions.csv", list(rows))
     (found,) = [row for row in claims.findings(root) if (row["claim"], row["data"]) == ("e", "digits")]
     return found["finding"]

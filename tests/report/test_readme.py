@@ -143,12 +143,12 @@ def test_every_part_is_shown_where_its_file_is(full_project):
     folder = full_project / "results/reference"
     part = readme.results_part(folder)
     assert (folder / "cifar10-small/tables/methods.md").read_text().strip() in part
-    assert "\n- ε: best 0.3.\n- ρ -0.4.\n" in part
+    assert "\n- ε: best 0.3.\n- ρ -0.4.\n" in part and "\n- ε: best 0.5.\n" in part
     assert row(part, "BYOL, lightly, fp32")[1:] == ["95.5 ± 0.7", "90.0 ± 0.0", "2", "12", "1.00"]
     assert "lightly 1.5.20" in part and "7 workers" in part
     assert row(part, "cpu |")[1] == "a processor, 2 threads"
     assert row(part, "step |")[1] == "some accelerator"
-    assert part.count("<details>") == part.count("</details>") == 5
+    assert part.count("<details>") == part.count("</details>") == 6
     assert "a GPU: not run" not in part and "preset: not run" not in part and "small: not run" not in part
     (folder / "bench/step.json").unlink()
     assert "Speed on a GPU: not run." in readme.results_part(folder)

@@ -7,8 +7,10 @@ eigenvectors of F of a trained network.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -103,24 +105,26 @@ def of_run(folder: str | Path, images: Tensor, views: int = 16, keep: Path | Non
     return record
 
 
-def summarize(record: dict[str, list[float]], share: float = 0.01) -> dict[str, float]:
+def summarize(record: dict[str, list[float]], share: float = 0.01) -> dict[str, float | None]:
     """Does the spectrum prefer low variance? Survivors hold at least `share` of the trace of F.
 
     Returns:
         survivors: their number; sigma2_survivors and sigma2_dropped: medians of sigma2 (None where
-        there is none); rank_correlation: Spearman's, of eigenvalue and sigma2 over all directions.
+        there is none); rank_correlation: Spearman's, of eigenvalue and sigma2 over all directions (None
+        where all are equal, as after a collapse to one point).
     """
     eigenvalue = torch.tensor(record["eigenvalue"])
     sigma2 = torch.tensor([float("inf") if value is None else value for value in record["sigma2"]])
-    survives = eigenvalue >= share * eigenvalue.sum()
+    survives = (eigenvalue > 0) & (eigenvalue >= share * eigenvalue.sum())
 
     def median(values: Tensor) -> float | None:
         return values.median().item() if len(values) and values.median() < float("inf") else None
 
-    ranks = torch.stack([values.argsort().argsort().double() for values in (eigenvalue, sigma2)])
+    ranks = [pd.Series(values.numpy()).rank() for values in (eigenvalue, sigma2)]  # equal ones share theirs
+    correlation = ranks[0].corr(ranks[1])
     return {
         "survivors": int(survives.sum()),
         "sigma2_survivors": median(sigma2[survives]),
         "sigma2_dropped": median(sigma2[~survives]),
-        "rank_correlation": torch.corrcoef(ranks)[0, 1].item(),
+        "rank_correlation": None if math.isnan(correlation) else float(correlation),
     }

@@ -143,7 +143,7 @@ def surviving_directions(records: dict[str, dict]) -> Figure:
     figure, axes = plt.subplots(1, len(records), figsize=(2.7 * len(records), 3.2), sharex=True, sharey=True)
     for ax, (setting, record) in zip(np.atleast_1d(axes), records.items(), strict=True):
         sigma2 = np.array([np.nan if value is None else value for value in record["sigma2"]])
-        share = np.clip(np.array(record["eigenvalue"]) / sum(record["eigenvalue"]), 1e-8, None)
+        share = np.clip(np.array(record["eigenvalue"]) / max(sum(record["eigenvalue"]), 1e-30), 1e-8, None)
         ax.loglog(sigma2, share, ".", color=COLORS["directcopy"], alpha=0.7)
         ax.axhline(0.01, color="black", lw=0.9, ls=":")
         ax.set(title=f"η = {setting}", xlabel="σ²: augmentation / images")

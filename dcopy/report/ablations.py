@@ -226,12 +226,11 @@ def symmetry_finding(frame: pd.DataFrame) -> str:
 
 def variance_summary(decay: pd.DataFrame, records: dict[str, dict]) -> pd.DataFrame:
     """`variance.summarize` of every run of the weight-decay ablation, mean over seeds, a row a setting."""
-    rows = [
-        {"weight decay": row["setting"], **summarize(records[row["name"]])} for _, row in decay.iterrows()
-    ]
-    if not rows:
+    if decay.empty:
         return pd.DataFrame({"weight decay": ["not run"]})
-    means = pd.DataFrame(rows).astype({"weight decay": str}).groupby("weight decay", sort=False).mean()
+    summaries = pd.DataFrame([summarize(records[name]) for name in decay["name"]], dtype=float)
+    settings = decay["setting"].astype(str).rename("weight decay").to_numpy()
+    means = summaries.groupby(pd.Series(settings, name="weight decay"), sort=False).mean()
     return means.round(3).reset_index()
 
 
@@ -244,11 +243,16 @@ def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> dict:
     if decay.empty:
         return found | {"sentence": "Surviving directions: not run."}
     summaries = [summarize(records[name]) for name in decay["name"]]
-    correlations = pd.Series([summary["rank_correlation"] for summary in summaries])
+    correlations = pd.Series([summary["rank_correlation"] for summary in summaries], dtype=float)
+    undefined, correlations = int(correlations.isna().sum()), correlations.dropna()
+    if correlations.empty:
+        return found | {"sentence": "Surviving directions: none in any run."}
     agree = int((correlations < 0).sum())
     sentence = (
         f"Surviving directions: the rank correlation of eigenvalue and σ² is {correlations.mean():.2f} on "
         f"average, from {correlations.min():.2f} to {correlations.max():.2f}; {agree} of {len(correlations)} "
         "runs have the sign of the theory (negative)."
     )
+    if undefined:
+        sentence += f" In {undefined} more, all directions are gone."
     return found | {"sentence": sentence, "rank_correlations": correlations.round(3).tolist()}

@@ -205,15 +205,17 @@ def _dropped(folder: Path, preset: str) -> tuple[str, list[str]] | None:
         return None
     first, last = rows[0], rows[-1]
     survivors = [float(row["survivors"]) for row in rows]
-    correlations = [float(row["rank_correlation"]) for row in rows]
-    agree = sum(correlation < 0 for correlation in correlations)
+    defined = [row for row in rows if row["rank_correlation"]]  # where some direction is left
+    correlations = {row["weight decay"]: float(row["rank_correlation"]) for row in defined}
+    agree = sum(correlation < 0 for correlation in correlations.values())
     moved = "fall" if survivors[-1] < survivors[0] else "do not fall: they go"
     moved += f" from {survivors[0]:.1f} to {survivors[-1]:.1f}"
-    ends = [f"{correlations[i]:+.2f}".replace("-", "−") for i in (0, -1)]
+    ends = [f"{value:+.2f}".replace("-", "−") + f" at {decay}" for decay, value in correlations.items()]
+    ends = ", ".join(dict.fromkeys(ends[:1] + ends[-1:])) or "none at any"
     sentence = (
         f"from weight decay {first['weight decay']} to {last['weight decay']}, the surviving directions of "
         f"F {moved}; larger eigenvalues have less variance under augmentation at {agree} of "
-        f"{len(rows)} weight decays (rank correlation {ends[0]} at the first, {ends[1]} at the last)"
+        f"{len(correlations)} weight decays (rank correlation {ends})"
     )
     return sentence, [plan.shortest(_decays(folder, preset))]
 

@@ -246,3 +246,27 @@ def test_survivors_hold_a_share_of_the_trace():
     found = variance.summarize(record, share=0.01)
     assert found["survivors"] == 2 and found["rank_correlation"] == pytest.approx(-1)
     assert found["sigma2_survivors"] == pytest.approx(0.1)  # torch's median: the lower of two
+
+
+def test_equal_values_share_their_rank():
+    record = {"eigenvalue": [3.0, 1.0, 0.0, 0.0, 0.0], "sigma2": [0.1, None, 0.3, 0.4, 0.2]}
+    sigma2 = [0.1, np.inf, 0.3, 0.4, 0.2]
+    expected = stats.spearmanr(record["eigenvalue"], sigma2).statistic
+    assert variance.summarize(record)["rank_correlation"] == pytest.approx(expected)
+
+
+def test_of_a_run_that_collapsed_to_a_point_no_direction_survives():
+    gone = {"eigenvalue": [0.0] * 3, "sigma2": [None] * 3}
+    assert variance.summarize(gone) == {
+        **{"survivors": 0, "sigma2_survivors": None, "sigma2_dropped": None, "rank_correlation": None}
+    }
+    decay = frame(*(outcome(0.1, weight_decay=0.04, seed=seed) for seed in range(2)))
+    decay = decay.assign(setting="0.04")
+    (row,) = ablations.variance_summary(decay, dict.fromkeys(decay["name"], gone)).to_dict("records")
+    assert row["survivors"] == 0 and np.isnan(row["rank_correlation"])
+    found = ablations.variance_finding(decay, dict.fromkeys(decay["name"], gone))
+    assert found["sentence"] == "Surviving directions: none in any run."
+    falls = {"eigenvalue": [3.0, 2.0], "sigma2": [0.1, 0.2]}
+    one = ablations.variance_finding(decay, dict(zip(decay["name"], (falls, gone), strict=True)))
+    assert "1 of 1 runs have" in one["sentence"] and "In 1 more, all directions are gone." in one["sentence"]
+    plt.close(ablation_figures.surviving_directions({"0.04": gone}))

@@ -118,6 +118,16 @@ def test_directions_that_do_not_fall_are_not_said_to(tmp_path):
     assert "of F do not fall: they go from 4.0 to 5.0" in decay_table(tmp_path, *rows)
 
 
+def test_where_no_direction_is_left_there_is_no_rank_correlation(tmp_path):
+    rows = [
+        {"weight decay": decay, "survivors": n, "rank_correlation": r}
+        for decay, n, r in (("0", 4, -0.5), ("0.04", 0, None))
+    ]
+    sentence = decay_table(tmp_path, *rows)
+    assert "fall from 4.0 to 0.0" in sentence and sentence.endswith("(rank correlation −0.50 at 0)")
+    assert "at 1 of 1 weight decays" in sentence
+
+
 def test_a_weight_decay_that_was_not_measured_is_not_run(tmp_path):
     """What notebook 06 writes where neither weights nor variances are there."""
     assert decay_table(tmp_path, {"weight decay": "not run"}) == claims.NOT_RUN
@@ -179,7 +189,7 @@ def test_each_sentence_is_recomputed_from_its_files(which, written):
             with open(ROOT / row["files"][0], newline="", encoding="utf-8") as file:
                 decays = list(csv.DictReader(file))
             ends = [float(decays[i][name]) for name in ("survivors", "rank_correlation") for i in (0, -1)]
-            assert [*found[2:4], *found[-2:]] == pytest.approx(ends, abs=0.051)
+            assert [*found[2:4], found[6], found[8]] == pytest.approx(ends, abs=0.051)
             assert found[4] == sum(float(decay["rank_correlation"]) < 0 for decay in decays)
         else:
             record = json.loads((ROOT / row["files"][0]).read_text(encoding="utf-8"))

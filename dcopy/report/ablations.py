@@ -246,7 +246,7 @@ def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> dict:
     correlations = pd.Series([summary["rank_correlation"] for summary in summaries], dtype=float)
     undefined, correlations = int(correlations.isna().sum()), correlations.dropna()
     if correlations.empty:
-        return found | {"sentence": "Surviving directions: none in any run."}
+        return found | {"sentence": "Surviving directions: every run collapsed to one point."}
     agree = int((correlations < 0).sum())
     sentence = (
         f"Surviving directions: the rank correlation of eigenvalue and σ² is {correlations.mean():.2f} on "
@@ -254,5 +254,5 @@ def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> dict:
         "runs have the sign of the theory (negative)."
     )
     if undefined:
-        sentence += f" In {undefined} more, all directions are gone."
+        sentence += f" For {undefined} more, collapsed to one point, it is undefined."
     return found | {"sentence": sentence, "rank_correlations": correlations.round(3).tolist()}

@@ -205,7 +205,7 @@ def _dropped(folder: Path, preset: str) -> tuple[str, list[str]] | None:
         return None
     first, last = rows[0], rows[-1]
     survivors = [float(row["survivors"]) for row in rows]
-    defined = [row for row in rows if row["rank_correlation"]]  # where some direction is left
+    defined = [row for row in rows if row["rank_correlation"]]  # not where all runs collapsed to one point
     correlations = {row["weight decay"]: float(row["rank_correlation"]) for row in defined}
     agree = sum(correlation < 0 for correlation in correlations.values())
     moved = "fall" if survivors[-1] < survivors[0] else "do not fall: they go"

@@ -265,8 +265,8 @@ def test_of_a_run_that_collapsed_to_a_point_no_direction_survives():
     (row,) = ablations.variance_summary(decay, dict.fromkeys(decay["name"], gone)).to_dict("records")
     assert row["survivors"] == 0 and np.isnan(row["rank_correlation"])
     found = ablations.variance_finding(decay, dict.fromkeys(decay["name"], gone))
-    assert found["sentence"] == "Surviving directions: none in any run."
+    assert found["sentence"] == "Surviving directions: every run collapsed to one point."
     falls = {"eigenvalue": [3.0, 2.0], "sigma2": [0.1, 0.2]}
     one = ablations.variance_finding(decay, dict(zip(decay["name"], (falls, gone), strict=True)))
-    assert "1 of 1 runs have" in one["sentence"] and "In 1 more, all directions are gone." in one["sentence"]
+    assert "1 of 1 runs have" in one["sentence"] and "For 1 more, collapsed to one point, it is undefined." in one["sentence"]
     plt.close(ablation_figures.surviving_directions({"0.04": gone}))

@@ -1,5 +1,7 @@
 """Ablations: which runs belong to one, what is said of them, and which directions survive."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -248,6 +250,17 @@ def test_survivors_hold_a_share_of_the_trace():
     assert found["sigma2_survivors"] == pytest.approx(0.1)  # torch's median: the lower of two
 
 
+def test_variances_that_are_close_leave_room_for_the_labels_of_their_axis():
+    record = {"eigenvalue": [3.0, 2.0, 1.0], "sigma2": [0.4, 1.0, 3.9]}
+    figure = ablation_figures.surviving_directions({"0": record, "0.04": record})
+    figure.canvas.draw()
+    for ax in figure.axes:
+        shown = [label for label in ax.get_xticklabels(which="both") if label.get_text()]
+        boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    plt.close(figure)
+
+
 def test_equal_values_share_their_rank():
     record = {"eigenvalue": [3.0, 1.0, 0.0, 0.0, 0.0], "sigma2": [0.1, None, 0.3, 0.4, 0.2]}
     sigma2 = [0.1, np.inf, 0.3, 0.4, 0.2]
@@ -268,5 +281,8 @@ def test_of_a_run_that_collapsed_to_a_point_no_direction_survives():
     assert found["sentence"] == "Surviving directions: every run collapsed to one point."
     falls = {"eigenvalue": [3.0, 2.0], "sigma2": [0.1, 0.2]}
     one = ablations.variance_finding(decay, dict(zip(decay["name"], (falls, gone), strict=True)))
-    assert "1 of 1 runs have" in one["sentence"] and "For 1 more, collapsed to one point, it is undefined." in one["sentence"]
+    assert (
+        "1 of 1 runs have" in one["sentence"]
+        and "For 1 more, collapsed to one point, it is undefined." in one["sentence"]
+    )
     plt.close(ablation_figures.surviving_directions({"0.04": gone}))

@@ -124,17 +124,19 @@ def decays(folder: str | Path) -> Figure:
             continue
         x = range(len(rows))
         ax.bar(x, [float(row["survivors"]) for row in rows], color="0.85")
-        ax.set_xticks(x, [row["weight decay"] for row in rows])
+        ax.set_xticks(x, [row["weight decay"] for row in rows], fontsize=8)
         ax.set(xlabel="weight decay η", ylabel="surviving directions")
         ax.grid(visible=False)
-        right = ax.twinx()
+        right, every = ax.twinx(), []
         for column, label, color in (
             ("sigma2_survivors", "survivors", COLORS["directcopy"]),
             ("sigma2_dropped", "dropped", COLORS["none"]),
         ):
             values = [float(row[column]) if row[column] else np.nan for row in rows]
             right.semilogy(x, values, color=color, marker="o", label=label)
+            every += [value for value in values if value > 0]
+        right.set_ylim(min([0.1, *every]) / 1.2, max([10, *every]) * 1.2)  # alike, and room for the legend
         right.set_ylabel("σ²: augmentation / images")
-        right.legend(fontsize=8)
+        right.legend(fontsize=8, loc="upper right")
         right.grid(visible=False)
     return figure

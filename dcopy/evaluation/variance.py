@@ -7,11 +7,11 @@ eigenvectors of F of a trained network.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import torch
+from scipy.stats import rankdata  # a dependency of scikit-learn
 from torch import Tensor
 
 from .. import hardware, results
@@ -120,11 +120,11 @@ def summarize(record: dict[str, list[float]], share: float = 0.01) -> dict[str, 
     def median(values: Tensor) -> float | None:
         return values.median().item() if len(values) and values.median() < float("inf") else None
 
-    ranks = [pd.Series(values.numpy()).rank() for values in (eigenvalue, sigma2)]  # equal ones share theirs
-    correlation = ranks[0].corr(ranks[1])
+    ranks = np.stack([rankdata(values) for values in (eigenvalue, sigma2)])  # equal ones share theirs
+    differ = np.ptp(ranks, axis=1).all()
     return {
         "survivors": int(survives.sum()),
         "sigma2_survivors": median(sigma2[survives]),
         "sigma2_dropped": median(sigma2[~survives]),
-        "rank_correlation": None if math.isnan(correlation) else float(correlation),
+        "rank_correlation": float(np.corrcoef(ranks)[0, 1]) if differ else None,
     }

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from .. import machine
 
@@ -22,8 +23,15 @@ def by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def orphaned() -> bool:
-    """Whether the torchrun that started this process is gone."""
+def orphaned(signalled: bool = False) -> bool:
+    """Whether the torchrun that started this process is gone.
+
+    A process that it forked gets SIGINT as soon as the thread that did so has ended; where one came, the
+    others have a moment to end, too.
+    """
+    ends = time.monotonic() + 0.2 * signalled
+    while parent is not None and os.getppid() == parent and time.monotonic() < ends:
+        time.sleep(0.01)
     return parent is not None and os.getppid() != parent
 
 

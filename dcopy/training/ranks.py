@@ -173,7 +173,7 @@ class Ranks(Alone):
 
     def agree(self, reason: str | None, due: bool) -> tuple[str | None, bool]:
         """Why to stop, and whether to save, as soon as one rank has a reason to."""
-        reason = ORPHANED if orphaned() else reason
+        reason = ORPHANED if orphaned(reason == "SIGINT") else reason
         reasons = [None, *REASONS]
         flags = torch.tensor([reasons.index(reason), int(due)])
         distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self.control)

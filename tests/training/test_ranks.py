@@ -271,6 +271,15 @@ def test_where_one_process_stops_all_do_and_one_line_says_why(name, torchrun):
     assert len(said) == 1 and re.fullmatch(SAID[name], said[0]), said
 
 
+def test_the_signal_of_a_torchrun_that_is_about_to_end_is_not_taken_for_ctrl_c(monkeypatch):
+    parents = iter([7] * 6 + [1] * 9)  # 7 has lost the thread that forked this process, and then ends
+    monkeypatch.setattr(interrupt, "parent", 7)
+    monkeypatch.setattr(interrupt.os, "getppid", lambda: next(parents))
+    assert not interrupt.orphaned() and interrupt.orphaned(signalled=True)
+    monkeypatch.setattr(interrupt.os, "getppid", lambda: 7)
+    assert not interrupt.orphaned(signalled=True)
+
+
 @pytest.mark.parametrize("name", SAID)
 def test_the_same_command_goes_on(name, torchrun, capsys):
     from helpers.torchrun import OPTIONS

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..training.step import LOW
+
 
 class Clock:
     """Moments on a device; on a GPU they are events in its stream, so that nothing waits for them."""
@@ -92,7 +94,7 @@ def matrix_tflop_per_second(device: str | torch.device, precision: str) -> float
 
     In fp32 the convolutions of a GPU may be faster than that, since they take TF32 by default.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    dtype = LOW.get(precision, torch.float32)
     clock = Clock(device)
     size = 8192 if clock.is_cuda else 2048
     a, b = torch.randn(2, size, size, device=clock.device).to(dtype)

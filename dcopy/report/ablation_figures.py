@@ -9,7 +9,7 @@ import seaborn
 from matplotlib.figure import Figure
 
 from .ablations import BESIDE, COMPARED, TITLES, select, short
-from .plotting import COLORS
+from .plotting import COLORS, ratio_limits
 
 
 def not_run(title: str) -> Figure:
@@ -141,13 +141,12 @@ def surviving_directions(records: dict[str, dict]) -> Figure:
     if not records:
         return not_run("surviving directions")
     figure, axes = plt.subplots(1, len(records), figsize=(2.7 * len(records), 3.2), sharex=True, sharey=True)
-    every = [1.0, *(value for record in records.values() for value in record["sigma2"] if value)]
     for ax, (setting, record) in zip(np.atleast_1d(axes), records.items(), strict=True):
         sigma2 = np.array([np.nan if value is None else value for value in record["sigma2"]])
         share = np.clip(np.array(record["eigenvalue"]) / max(sum(record["eigenvalue"]), 1e-30), 1e-8, None)
         ax.loglog(sigma2, share, ".", color=COLORS["directcopy"], alpha=0.7)
         ax.axhline(0.01, color="black", lw=0.9, ls=":")
         ax.set(title=f"η = {setting}", xlabel="σ²: augmentation / images")
-    ax.set_xlim(min(0.1, *every) / 1.2, max(10, *every) * 1.2)  # of all; within a decade labels would overlap
+    ax.set_xlim(ratio_limits(value for record in records.values() for value in record["sigma2"] if value))
     np.atleast_1d(axes)[0].set_ylabel("share in the trace of F")
     return figure

@@ -229,9 +229,8 @@ def variance_summary(decay: pd.DataFrame, records: dict[str, dict]) -> pd.DataFr
     if decay.empty:
         return pd.DataFrame({"weight decay": ["not run"]})
     summaries = pd.DataFrame([summarize(records[name]) for name in decay["name"]], dtype=float)
-    settings = decay["setting"].astype(str).rename("weight decay").to_numpy()
-    means = summaries.groupby(pd.Series(settings, name="weight decay"), sort=False).mean()
-    return means.round(3).reset_index()
+    summaries.insert(0, "weight decay", decay["setting"].astype(str).to_numpy())
+    return summaries.groupby("weight decay", sort=False).mean().round(3).reset_index()
 
 
 def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> dict:
@@ -243,8 +242,7 @@ def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> dict:
     if decay.empty:
         return found | {"sentence": "Surviving directions: not run."}
     summaries = [summarize(records[name]) for name in decay["name"]]
-    correlations = pd.Series([summary["rank_correlation"] for summary in summaries], dtype=float)
-    undefined, correlations = int(correlations.isna().sum()), correlations.dropna()
+    correlations = pd.Series([summary["rank_correlation"] for summary in summaries], dtype=float).dropna()
     if correlations.empty:
         return found | {"sentence": "Surviving directions: every run collapsed to one point."}
     agree = int((correlations < 0).sum())
@@ -253,6 +251,6 @@ def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> dict:
         f"average, from {correlations.min():.2f} to {correlations.max():.2f}; {agree} of {len(correlations)} "
         "runs have the sign of the theory (negative)."
     )
-    if undefined:
+    if undefined := len(summaries) - len(correlations):
         sentence += f" For {undefined} more, collapsed to one point, it is undefined."
     return found | {"sentence": sentence, "rank_correlations": correlations.round(3).tolist()}

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..config import METHODS
 from . import claims
-from .plotting import COLORS, MARKERS
+from .plotting import COLORS, MARKERS, ratio_limits
 from .tables import BASELINES
 
 LABELS = METHODS | BASELINES
@@ -135,7 +135,7 @@ def decays(folder: str | Path) -> Figure:
             values = [float(row[column]) if row[column] else np.nan for row in rows]
             right.semilogy(x, values, color=color, marker="o", label=label)
             every += [value for value in values if value > 0]
-        right.set_ylim(min([0.1, *every]) / 1.2, max([10, *every]) * 1.2)  # alike, and room for the legend
+        right.set_ylim(ratio_limits(every))  # alike in both panels, with room for the legend
         right.set_ylabel("σ²: augmentation / images")
         right.legend(fontsize=8, loc="upper right")
         right.grid(visible=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.resources import files
 from itertools import cycle
 from pathlib import Path
@@ -35,6 +36,15 @@ def save_figure(figure: Figure, path: str | Path) -> Figure:
         with results.atomic(target) as temporary:
             figure.savefig(temporary, format=suffix[1:], metadata=metadata)
     return figure
+
+
+def ratio_limits(values: Iterable[float]) -> tuple[float, float]:
+    """Limits of a logarithmic axis of variance ratios: 0.1 to 10, and wider where the values are.
+
+    Within a single decade matplotlib labels the numbers between, too, and they run into one another.
+    """
+    values = list(values)
+    return min([0.1, *values]) / 1.2, max([10, *values]) * 1.2
 
 
 def views(images: Tensor, *augmented: Tensor, count: int = 8) -> Figure:

@@ -17,6 +17,7 @@ from ..models import Network, ema_update, require_timm
 from ..predictors import build_predictor
 from . import checkpoint, schedule
 
+LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the networks under autocast
 SCALER = ("scale", "_growth_tracker")  # what of a GradScaler's state moves
 
 
@@ -180,7 +181,7 @@ class Trainer:
 
     def _project(self, network: nn.Module, views: tuple[Tensor, ...]) -> list[Tensor]:
         """Projections (N, D) in float32 or better, one tensor a view."""
-        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        low = LOW.get(self.precision)
         with torch.autocast(self.device.type, low, enabled=low is not None):
             z = self._views(network, views)
         return [z_i.to(torch.promote_types(z_i.dtype, torch.float32)) for z_i in z]

@@ -1,12 +1,11 @@
 """Ablations: which runs belong to one, what is said of them, and which directions survive."""
 
-import itertools
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.axes import labels_are_apart
 from scipy import stats
 from torch import nn
 
@@ -254,10 +253,7 @@ def test_variances_that_are_close_leave_room_for_the_labels_of_their_axis():
     record = {"eigenvalue": [3.0, 2.0, 1.0], "sigma2": [0.4, 1.0, 3.9]}
     figure = ablation_figures.surviving_directions({"0": record, "0.04": record})
     figure.canvas.draw()
-    for ax in figure.axes:
-        shown = [label for label in ax.get_xticklabels(which="both") if label.get_text()]
-        boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
-        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert all(map(labels_are_apart, figure.axes))
     plt.close(figure)
 
 

@@ -1,7 +1,6 @@
 """The claims: each sentence is recomputed from the files, by other code than that which wrote it."""
 
 import csv
-import itertools
 import json
 import re
 import statistics
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from helpers.axes import labels_are_apart
 from helpers.records import PROBE
 
 from dcopy import results
@@ -77,9 +77,7 @@ def test_ranks_that_are_close_leave_room_for_the_labels_of_their_axis(tmp_path):
         write_run(tmp_path / "cifar100-small/runs", config, 0.7, rank)
     picture = claim_figures.collapse({"CIFAR-100": claims.load(tmp_path, "cifar100-small")})
     picture.canvas.draw()
-    shown = [label for label in picture.axes[0].get_xticklabels(which="both") if label.get_text()]
-    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
-    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert labels_are_apart(picture.axes[0])
     plt.close(picture)
 
 

@@ -72,7 +72,7 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
 
 
 def select(frame: pd.DataFrame, ablation: str) -> pd.DataFrame:
-    """The rows of one ablation, in its order, with a column `setting`; empty where none was run."""
+    """The rows of one ablation, in its order, with a column `setting`; empty where nothing was varied."""
     shared = {"precision": frame["precision"].mode()[0]}  # of all but the ablation of precision itself
     configs = [TrainConfig(**shared | variant) for variant in ABLATIONS[ablation]]
     wanted = {configuration(config.to_dict()) for config in configs}
@@ -80,6 +80,8 @@ def select(frame: pd.DataFrame, ablation: str) -> pd.DataFrame:
     order = [configuration(config.to_dict()) for config in configs]
     place = [order.index(configuration(row)) for _, row in chosen.iterrows()]
     chosen = chosen.assign(place=place, setting=[_setting(ablation, row) for _, row in chosen.iterrows()])
+    if chosen["setting"].nunique() < 2:  # the default alone, which belongs to every ablation
+        chosen = chosen[:0]
     return chosen.sort_values(["place", "seed"]).drop(columns="place")
 
 

@@ -173,6 +173,14 @@ def test_switches_join_the_two_settings_of_each_seed():
     plt.close(figure)
 
 
+def test_the_default_alone_is_no_ablation():
+    """It belongs to each, and a figure of one setting beside the sentence "not run" would contradict it."""
+    table = frame(outcome(0.4, ema=0.9), outcome(0.5))
+    assert ablations.select(table, "rho").empty and len(ablations.select(table, "ema")) == 2
+    row = ablations.side_by_side({"digits": table})[0]
+    assert row["best on digits"] == "not run"
+
+
 def test_what_was_not_run_says_so():
     assert "not run" in ablations.symmetry_finding(frame(outcome(0.5)))
     assert ablations.finding(frame(outcome(0.5)), "linear")["sentence"].endswith("not run.")

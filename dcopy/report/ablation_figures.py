@@ -9,7 +9,7 @@ import seaborn
 from matplotlib.figure import Figure
 
 from .ablations import BESIDE, COMPARED, TITLES, select, short
-from .plotting import COLORS, ratio_limits
+from .plotting import COLORS, mark_not_run, ratio_limits
 
 
 def not_run(title: str) -> Figure:
@@ -81,8 +81,7 @@ def beside(frames: dict[str, pd.DataFrame]) -> Figure:
             ax.set_title(f"{name}: {TITLES[ablation]}")
             chosen = select(frames[name], ablation) if name in frames else pd.DataFrame()
             if chosen.empty:
-                ax.set(xticks=[], yticks=[])
-                ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
+                mark_not_run(ax)
                 continue
             means = chosen.groupby("setting", sort=False)["accuracy"].mean()
             place = chosen["setting"].map(list(means.index).index)
@@ -103,7 +102,7 @@ def switches(frames: dict[str, pd.DataFrame]) -> Figure:
     for ax, (name, frame) in zip(np.atleast_1d(axes), frames.items(), strict=True):
         ax.set(xlabel=name, xlim=(-0.4, 1.4))
         if frame.empty:
-            ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes)
+            mark_not_run(ax)
             continue
         table = frame.pivot_table(index="seed", columns="setting", values="accuracy", sort=False)
         for _, row in table.iterrows():

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..config import METHODS
 from . import claims
-from .plotting import COLORS, MARKERS, ratio_limits
+from .plotting import COLORS, MARKERS, mark_not_run, ratio_limits
 from .tables import BASELINES
 
 LABELS = METHODS | BASELINES
@@ -23,11 +23,6 @@ def _panels(names, height: float = 3.2, **options):
     for ax, name in zip(axes[0], names, strict=True):
         ax.set_title(name)
     return figure, axes[0]
-
-
-def _not_run(ax) -> None:
-    ax.set(xticks=[], yticks=[])
-    ax.text(0.5, 0.5, claims.NOT_RUN, ha="center", va="center", transform=ax.transAxes)
 
 
 def differences(records: dict[str, list[dict]], claim: str) -> Figure:
@@ -75,7 +70,7 @@ def collapse(records: dict[str, list[dict]]) -> Figure:
         if trained:
             ax.set_xlim(0.9, max(12, 1.2 * max(ranks)))  # a decade or more, from the rank 1 of a collapse
         else:
-            _not_run(ax)
+            mark_not_run(ax)
         for method in BASELINES:
             heights = [claims.accuracy(record) for record in claims.of(own, method)]
             if heights:
@@ -95,7 +90,7 @@ def labels(records: dict[str, list[dict]]) -> Figure:
                 ax.plot(range(len(points)), points.values(), color=COLORS[method], marker=MARKERS[method])
                 ax.set_xticks(range(len(points)), points)
         if not own:
-            _not_run(ax)
+            mark_not_run(ax)
         ax.set_xlabel("labels per class")
     axes[0].set_ylabel("test accuracy (%)")
     kept = {
@@ -120,7 +115,7 @@ def decays(folder: str | Path) -> Figure:
     for ax, preset in zip(axes, claims.DECAYS.values(), strict=True):
         rows = claims.decays(Path(folder), preset)
         if not rows:
-            _not_run(ax)
+            mark_not_run(ax)
             continue
         x = range(len(rows))
         ax.bar(x, [float(row["survivors"]) for row in rows], color="0.85")

@@ -38,6 +38,12 @@ def save_figure(figure: Figure, path: str | Path) -> Figure:
     return figure
 
 
+def mark_not_run(ax) -> None:
+    """Have a panel say so."""
+    ax.set(xticks=[], yticks=[])
+    ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
+
+
 def ratio_limits(values: Iterable[float]) -> tuple[float, float]:
     """Limits of a logarithmic axis of variance ratios: 0.1 to 10, and wider where the values are.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import subprocess
 import time
@@ -51,6 +52,7 @@ class PeakMemory:
         self.device, self.bytes = torch.device(device), None
 
     def __enter__(self) -> PeakMemory:
+        gc.collect()  # garbage freed within the block would hide as much of its peak
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)

@@ -1,6 +1,7 @@
 """The benchmark's bookkeeping: parts add up, files have their fields, counts are right. No test
 asserts a time."""
 
+import gc
 import runpy
 import subprocess
 import sys
@@ -144,6 +145,17 @@ def test_kept_bytes_grow_linearly_with_the_batch():
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
 def test_peak_sees_what_was_freed_before_the_end():
     with PeakMemory("cpu") as peak:
+        torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert 60 * 2**20 < peak.bytes < 80 * 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
+def test_garbage_of_before_hides_nothing_of_the_peak():
+    cycle = [torch.ones(128 * 2**20, dtype=torch.uint8)]
+    cycle.append(cycle)
+    del cycle
+    with PeakMemory("cpu") as peak:
+        gc.collect()
         torch.ones(64 * 2**20, dtype=torch.uint8)
     assert 60 * 2**20 < peak.bytes < 80 * 2**20
 

@@ -100,15 +100,15 @@ def protocol(images: ImageData, draws: int = 20, k: int = 200) -> dict:
     10 % of the labels are taken, the same number of each class, in at most three draws.
     """
     smallest = int(images.train_labels.bincount(minlength=len(images.classes)).min())
-    numbers, by_sgd = LABELS_PER_CLASS, {}
+    numbers, linear = LABELS_PER_CLASS, {"linear": "C of least held-out cross-entropy"}
     if len(images.train) > LARGE:
         numbers = [round(share * len(images.train) / len(images.classes)) for share in SHARES]
-        draws, by_sgd = min(draws, 3), {"linear": "SGD on random crops", "lr_grid": list(LR_GRID)}
+        draws, linear = min(draws, 3), {"linear": "SGD on random crops", "lr_grid": list(LR_GRID)}
     return {
         "draws": draws,
         "k": k,
         "C_grid": list(C_GRID),
-        **by_sgd,
+        **linear,
         "labels_per_class": [n for n in numbers if n <= smallest],
         "train": len(images.train),
         "test": len(images.test),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 
 from dcopy.evaluation import probes
@@ -79,19 +80,22 @@ def test_linear_probe_is_logistic_regression_on_features_standardized_by_the_tra
     fit = train_test_split(train_x, train_y, test_size=0.2, stratify=train_y, random_state=0)
     fit_x, held_x, fit_y, held_y = fit
 
-    def score(C, x, y, other_x, other_y):
+    def fitted(C, x, y, other_x, other_y):
         model = LogisticRegression(C=C, max_iter=500).fit(standardize(x, x), y)
-        return model.score(standardize(other_x, x), other_y)
+        other_x = standardize(other_x, x)
+        return model.score(other_x, other_y), log_loss(other_y, model.predict_proba(other_x))
 
-    held = {C: score(C, fit_x, fit_y, held_x, held_y) for C in C_GRID}
+    held = {C: fitted(C, fit_x, fit_y, held_x, held_y) for C in C_GRID}
     outcome = linear_probe(train_x, train_y, test_x, test_y)
-    assert len(set(held.values())) > 1 and outcome["validation_accuracy"] == max(held.values())
-    assert held[outcome["C"]] == max(held.values())
-    assert outcome["accuracy"] == score(outcome["C"], train_x, train_y, test_x, test_y)
+    accuracy, loss = held[outcome["C"]]
+    assert loss == min(loss for _, loss in held.values())
+    assert outcome["validation_loss"] == pytest.approx(loss, abs=1e-3)
+    assert outcome["validation_accuracy"] == accuracy
+    assert outcome["accuracy"] == fitted(outcome["C"], train_x, train_y, test_x, test_y)[0]
     assert outcome["converged"] and outcome["iterations"] < 500
 
 
-def test_linear_probe_follows_the_path_to_where_held_out_accuracy_falls(monkeypatch):
+def test_linear_probe_follows_the_path_to_where_held_out_cross_entropy_rises(monkeypatch):
     """From small to large; each fit starts from the last, and the one on all images from the best."""
     fits = []
 
@@ -100,10 +104,13 @@ def test_linear_probe_follows_the_path_to_where_held_out_accuracy_falls(monkeypa
             fits.append((self.C, len(x), getattr(self, "coef_", None)))
             return super().fit(x, y)
 
-        def score(self, x, y):
-            return {0.001: 0.5, 0.01: 0.6, 0.1: 0.6, 1.0: 0.4}[self.C]
+        def predict_proba(self, x):  # of the right class
+            right = {0.001: 0.5, 0.01: 0.6, 0.1: 0.6, 1.0: 0.4}[self.C]
+            rest = (1 - right) / (len(self.classes_) - 1)
+            return np.where(held == self.classes_, right, rest)
 
     monkeypatch.setattr(probes, "LogisticRegression", Spy)
+    held = train_test_split(blobs()[1], test_size=0.2, stratify=blobs()[1], random_state=0)[1][:, None]
     outcome = linear_probe(*blobs(), C_grid=(1.0, 10.0, 0.1, 0.01, 0.001))
     assert [(C, images) for C, images, _ in fits] == [
         *((0.001, 128), (0.01, 128), (0.1, 128), (1.0, 128)),
@@ -112,7 +119,7 @@ def test_linear_probe_follows_the_path_to_where_held_out_accuracy_falls(monkeypa
     starts = [start for *_, start in fits]
     assert starts[0] is None and all(start is not None for start in starts[1:])
     assert np.array_equal(starts[4], starts[2])  # the weights at C = 0.01, from which 0.1 went on
-    assert outcome["C"] == 0.01 and outcome["validation_accuracy"] == 0.6
+    assert outcome["C"] == 0.01 and outcome["validation_loss"] == pytest.approx(-np.log(0.6))
 
 
 def test_linear_probe_on_tensors_is_that_on_arrays(monkeypatch):
@@ -125,13 +132,13 @@ def test_linear_probe_on_tensors_is_that_on_arrays(monkeypatch):
     monkeypatch.setattr(LogisticRegression, "score", lambda *args: seen.append(type(args[1])) or score(*args))
     outcome = linear_probe(*blobs())
     assert set(seen) == {torch.Tensor}
-    for name in ("accuracy", "C", "validation_accuracy"):
+    for name in ("accuracy", "C", "validation_accuracy", "validation_loss"):
         assert outcome[name] == pytest.approx(expected[name]) and type(outcome[name]) is float
 
 
 def test_linear_probe_reads_the_test_set_for_its_accuracy_alone():
     train_x, train_y, test_x, test_y = blobs()
-    chosen = ("C", "validation_accuracy", "iterations", "converged")
+    chosen = ("C", "validation_accuracy", "validation_loss", "iterations", "converged")
     outcome = linear_probe(train_x, train_y, test_x, test_y)
     other = linear_probe(train_x, train_y, -3 * test_x, np.roll(test_y, 1))
     assert all(outcome[key] == other[key] for key in chosen)

@@ -117,7 +117,9 @@ rule ablations:
         RUN
 
 
-rule your_own_trainer:
+rule your_own_trainer:  # it reads what the verdict on health was worth in the preset
+    input:
+        done("04_linear_probe"),
     output:
         DONE + "07_your_own_trainer.json",
     params:

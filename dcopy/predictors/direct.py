@@ -51,7 +51,7 @@ class SetPredictor(Predictor):
             self.weight = nn.Parameter(torch.eye(dim))
 
     def forward(self, z: Tensor) -> Tensor:
-        """(N, D) -> (N, D), in float32 or better. The gradient flows to z, not to the W_p that was set."""
+        """(N, D) -> (N, D), in float32 or better. The gradient flows to z and, with freq > 1, to W_p."""
         if self.training and self.calls_per_step:
             self.update(z)
         elif self.training and not torch.compiler.is_compiling() and self.steps == 0 and z.requires_grad:
@@ -88,7 +88,7 @@ class SetPredictor(Predictor):
 class DirectPred(SetPredictor):
     """W_p = U diag(sqrt(s / max s) + eps) U^T, where F = U diag(s) U^T.
 
-    Tian et al. 2021 (arXiv 2102.06810), section 3.2; scaling and eps as in
+    Tian et al. 2021 (arXiv 2102.06810); scaling and eps as in
     `facebookresearch/luckmatters:ssl/real-dataset/byol_trainer.py`, compute_w_corr.
     It pays for an eigendecomposition at every set; freq=5 is the paper's cheaper variant.
 
@@ -112,7 +112,7 @@ class DirectPred(SetPredictor):
 class DirectSet(SetPredictor):
     """W_p = F^alpha + eps I, after scaling F as `normalize` says.
 
-    Wang et al. 2021 (arXiv 2110.04947), section 5. Public codes disagree on the scaling: none in
+    Wang et al. 2021 (arXiv 2110.04947). Public codes disagree on the scaling: none in
     `facebookresearch/luckmatters:ssl/real-dataset/byol_trainer.py`, Frobenius norm in
     `miszkur/SelfSupervisedLearning:models/mlp_head.py`, largest eigenvalue in
     `fmi-basel/implicit-var-reg:solo/methods/directpred.py`. Here it is an argument.
@@ -123,7 +123,8 @@ class DirectSet(SetPredictor):
         alpha: the power, above 0.
         rho: how much of the old F stays at each step, in [0, 1).
         eps: added to every eigenvalue, at least 0.
-        normalize: "none", "frobenius" (F / ||F||_F) or "spectral" (F / largest eigenvalue).
+        normalize: "none", "frobenius" (F / ||F||_F) or "spectral" (F / largest eigenvalue, whose search takes
+            eight products of D x D matrices: about as long as the decomposition that DirectCopy avoids).
         freq: set W_p every `freq` steps, let the optimizer move it in between.
         calls_per_step: of `forward`, which then moves F and sets W_p; 0 leaves that to `update`.
 
@@ -184,7 +185,7 @@ class DirectSet(SetPredictor):
 class DirectCopy(DirectSet):
     """W_p = F + eps I: DirectSet(1), the paper's method. No eigendecomposition.
 
-    Wang et al. 2021 (arXiv 2110.04947), section 5.
+    Wang et al. 2021 (arXiv 2110.04947).
 
     >>> predictor = DirectCopy(dim=2, eps=0.3)
     >>> predictor.update(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))  # F = diag(2, 1/2)

@@ -210,7 +210,7 @@ def range_test(table: pd.DataFrame) -> float:
 
 
 def symmetry_finding(frame: pd.DataFrame) -> str:
-    """Tables 3 and 5 of Tian et al., without EMA: is a symmetric learned W_p worse than a regular one?"""
+    """Table 3 of Tian et al., without EMA: is a symmetric learned W_p worse than a regular one?"""
     chosen = select(frame, "linear")
     chosen = chosen[chosen["ema"] == 0]
     if chosen["predictor_symmetric"].nunique() < 2:

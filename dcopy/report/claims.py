@@ -123,6 +123,7 @@ def _compared(claim: str, found: dict) -> str:
     if claim == "a":
         outcome = "rivals it" if low > -MARGIN else "falls behind" if high < -MARGIN else "open"
         outcome += f", with a margin of {MARGIN:g} points"
+        outcome += ", and yet is behind" if low > -MARGIN and high < 0 else ""
     else:
         outcome = "beats it" if low > 0 else "loses to it" if high < 0 else "open"
     interval = f"95 % interval {_signed(low)} to {_signed(high)}"
@@ -217,6 +218,13 @@ def _dropped(folder: Path, preset: str) -> tuple[str, list[str]] | None:
         f"F {moved}; larger eigenvalues have less variance under augmentation at {agree} of "
         f"{len(correlations)} weight decays (rank correlation {ends})"
     )
+    medians = [float(row["sigma2_survivors"]) for row in (first, last) if row.get("sigma2_survivors")]
+    if len(medians) == 2:
+        as_expected = "as the" if medians[1] < medians[0] else "where the"
+        sentence += (
+            f". The survivors' median variance goes from {medians[0]:.2f} to {medians[1]:.2f}, {as_expected} "
+            "theory's falling threshold would lower it"
+        )
     return sentence, [plan.shortest(_decays(folder, preset))]
 
 

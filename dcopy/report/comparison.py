@@ -71,7 +71,7 @@ def speeds(records: dict[str, dict]) -> list[dict]:
                 "precision": results.precision(record),
                 "ms a step": f"{step['ms']:,.1f}",
                 "images/s": f"{step['images_per_second']:,.0f}",
-                "of the rate of a matrix product": of_limit(step),
+                "speed relative to a large matrix product": of_limit(step),
                 "augmentation takes": share["augmentation"],
                 "predictor update takes": share["predictor update"],
                 "images/s, CUDA graphs": f"{captured['images_per_second']:,.0f}" if captured else NOTHING,

@@ -206,7 +206,7 @@ def compare_published(rows: list[dict]) -> Figure:
     drawn = []  # the cells; one that ours ran under several protocols has several rows
     for row in rows:
         ax, cell = axes[0, panels.index(row["data"])], (row["data"], row["epochs"], row["method"])
-        x = ticks.index(row["epochs"]) + 0.17 * (labels.index(row["method"]) - (len(labels) - 1) / 2)
+        x = ticks.index(row["epochs"]) + 0.11 * (labels.index(row["method"]) - (len(labels) - 1) / 2)
         style = styles[row["method"]] | {"capsize": 2, "lw": 1.2}
         if row["published"] is not None and cell not in drawn:
             ax.errorbar(x - 0.04, row["published"], yerr=row["published_std"], mfc="white", **style)
@@ -221,6 +221,8 @@ def compare_published(rows: list[dict]) -> Figure:
     for ax, name in zip(axes[0], panels, strict=True):
         ax.set(title=name, xlabel="epochs", xticks=range(len(ticks)), xticklabels=ticks)
         ax.grid(axis="x", visible=False)
+        for tick in range(1, len(ticks)):
+            ax.axvline(tick - 0.5, color="#cccccc", lw=0.8)
     axes[0, 0].set_ylabel("test accuracy (%)")
     here = {"color": "#555555", "marker": "o", "ls": ""}
     styles |= {"published": here | {"mfc": "white"}, "here": here}

@@ -68,7 +68,7 @@ NOTES = (  # below Table 1
 ACROSS = (  # below Table 1 in the paper's shape
     "Each cell published / ours: test accuracy in percent of a linear probe, mean ± standard deviation over "
     "seeds. In brackets the same runs under the published probe, best of 50 epochs, which peeks at the test "
-    "set: no result, only to compare.",
+    "set: not a result, only a number to compare.",
     "Ours differ in the probe and, where the details say so, in the target's start (a copy) and the "
     "precision (bf16 or fp16); the details, tables/table1-details, name every source.",
     DAGGER,

@@ -99,7 +99,7 @@ def _times(quick: Path) -> str:
     """What each notebook took, once."""
     names = dict.fromkeys(claim.notebook for claim in statements.CLAIMS)
     return (
-        "Time of each notebook: "
+        "Time of each notebook, added up over its executions, of which two go at a time: "
         + ", ".join(f"{name[:2]} {_time(name, quick)}" for name in sorted(names))
         + "."
     )
@@ -122,7 +122,8 @@ def origin(folder: Path) -> str:
     for preset in sorted(shown):
         if line := origin_of(preset):
             lines.append(f"- {line}")
-    return "\n".join(["The numbers are from:", "", *lines] if lines else ["No run has finished yet."])
+    intro = ["The numbers are from these runs, each named with the commit that made it:", ""]
+    return "\n".join([*intro, *lines] if lines else ["No run has finished yet."])
 
 
 def origin_of(preset: Path) -> str:
@@ -133,7 +134,7 @@ def origin_of(preset: Path) -> str:
     probes = [evaluate.read_probe(path) for path in preset.glob("runs/*/probe.json")]
     last = max(record["finished"] for record in (*outcomes, *probes))
     return (
-        f"`{preset.name}`: {len(outcomes)} runs of commit {_all(outcomes, 'commit')} on "
+        f"`{preset.name}`: {len(outcomes)} runs, from {_all(outcomes, 'commit')} on "
         f"{_all(outcomes, 'device')}, probed by {_all(probes, 'commit')}; the last file is of {last}."
     )
 

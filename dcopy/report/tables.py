@@ -15,8 +15,8 @@ ORDER = [*METHODS, *BASELINES]  # rows of every table
 PEEKS = "best of 50 epochs (peeks)"  # the column that nobody shall take for a result
 UNCONVERGED = "‡"  # on an accuracy of a probe that had not converged
 PEEKS_NOTE = (
-    f"{PEEKS}: the highest test accuracy over 50 epochs of a linear layer, all labels, as published numbers "
-    "are made. It is chosen on the test set: no result, only a number to compare with theirs."
+    f"{PEEKS}: the highest test accuracy over 50 epochs of a linear layer, all labels, as the reference "
+    "code reports. It is chosen on the test set, so it is not a result, only a number to compare with theirs."
 )
 
 

@@ -31,7 +31,8 @@ def network_in_time(families: list[list[Run]], images: Tensor, views: int = 16) 
     for family in families:
         measured, sigma2 = network.snapshots([run.folder for run in family], images, views)
         predicted = network.compare(measured, sigma2, epochs, units, config.eps)
-        lowest.append(theory.threshold(sigma2[-1]).min().item())
+        signal = 1 / (1 + sigma2[-1])  # of which BatchNorm makes 1 with the variance, as in `network.predict`
+        lowest.append(theory.threshold(1 - signal, signal).min().item())
         for name, values in {"measured": measured, **predicted}.items():
             away = network.distance(values, measured).tolist()
             for epoch, distance, trace in zip(epochs, away, values.sum(1).tolist(), strict=True):
@@ -46,7 +47,7 @@ def network_in_time(families: list[list[Run]], images: Tensor, views: int = 16) 
     for name in ("measured", "quadratic, σ² along the way", "cosine, σ² along the way"):
         last, first = (_mean(table, "trace", prediction=name, epoch=epochs[i]) for i in (-1, 0))
         rows.append(measured_only(14, f"digits: trace of F, last over first snapshot; {name}", last / first))
-    statement = "digits: lowest threshold 1/(4(1+variance)) of a direction, over eta"
+    statement = "digits: lowest threshold 1/(4(1+variance)²) of a direction, over eta"
     rows.append(
         measured_only(14, statement, sum(lowest) / len(lowest) / units.eta if units.eta else torch.inf)
     )

@@ -85,7 +85,7 @@ def test_sentences_say_what_the_files_hold(written):
     rows = {key: row["finding"] for key, row in sentences(written).items()}
     assert rows["a", "CIFAR-10", ""] == (
         "DirectCopy minus DirectPred: −0.2 points with all labels (95 % interval −0.2 to −0.2, paired, "
-        "n = 3): rivals it, with a margin of 2 points"
+        "n = 3): rivals it, with a margin of 2 points, and yet is behind"
     )
     assert "one seed" in rows["a", "CIFAR-100", ""]
     assert rows["b", "CIFAR-10", "DirectCopy"].endswith("n = 3): beats it")
@@ -114,6 +114,15 @@ def test_directions_that_do_not_fall_are_not_said_to(tmp_path):
         for decay, n in (("0", 4), ("0.04", 5))
     ]
     assert "of F do not fall: they go from 4.0 to 5.0" in decay_table(tmp_path, *rows)
+
+
+@pytest.mark.parametrize(("last", "told"), [(0.3, "as the theory's"), (0.8, "where the theory's")])
+def test_survivors_whose_variance_does_not_fall_are_said_to_miss_the_theory(tmp_path, last, told):
+    rows = [
+        {"weight decay": decay, "survivors": n, "rank_correlation": -0.5, "sigma2_survivors": median}
+        for decay, n, median in (("0", 9, 0.56), ("0.04", 4, last))
+    ]
+    assert f"median variance goes from 0.56 to {last:.2f}, {told}" in decay_table(tmp_path, *rows)
 
 
 def test_where_no_direction_is_left_there_is_no_rank_correlation(tmp_path):
@@ -189,6 +198,9 @@ def test_each_sentence_is_recomputed_from_its_files(which, written):
             ends = [float(decays[i][name]) for name in ("survivors", "rank_correlation") for i in (0, -1)]
             assert [*found[2:4], found[6], found[8]] == pytest.approx(ends, abs=0.051)
             assert found[4] == sum(float(decay["rank_correlation"]) < 0 for decay in decays)
+            medians = [float(decays[i]["sigma2_survivors"]) for i in (0, -1)]
+            assert found[-2:] == pytest.approx(medians, abs=0.0051)
+            assert ("where the theory" in row["finding"]) == (medians[1] >= medians[0])
         else:
             record = json.loads((ROOT / row["files"][0]).read_text(encoding="utf-8"))
             ms = {r["label"]: r["ms"] for r in record["predictors"] if r["dim"] == 128}

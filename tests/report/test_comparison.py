@@ -48,7 +48,9 @@ def test_a_benchmark_is_a_row():
     assert (first["ms a step"], first["images/s"]) == ("2,000.0", "64")
     assert (first["augmentation takes"], first["predictor update takes"]) == ("25.0 %", "1.5 %")
     assert [row["images/s, CUDA graphs"] for row in rows] == ["—", "85"]
-    assert first["of the rate of a matrix product"] == "80 %" and "at 80 % of" in comparison.what(BENCH)
+    assert first["speed relative to a large matrix product"] == "80 %" and "at 80 % of" in comparison.what(
+        BENCH
+    )
     older = BENCH["step"].keys() - {"matrix_tflop_per_second"}
     assert comparison.of_limit({key: BENCH["step"][key] for key in older}) == "—"
     auto = BENCH | {"config": BENCH["config"] | {"precision": "auto"}, "precision": "fp16"}

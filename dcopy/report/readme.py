@@ -81,13 +81,13 @@ def colab(repository: str | None, path: str) -> str:
 def results_part(folder: Path, repository: str | None = REPOSITORY) -> str:
     """Claims, the runs that all of it is from, and a table or list for each kind of result."""
     quick = folder / "quick"
-    numbers = [origin(folder), *(_methods(folder / name) or f"`{name}`: not run." for name in LISTED)]
+    numbers = [origin(folder), _times(quick), *(_methods(folder / name) or f"`{name}`: not run." for name in LISTED)]
     parts = [
         _table(_claim(claim, folder, repository) for claim in statements.CLAIMS),
-        _times(quick),
+        "† recalled, not checked against the paper.",
         *_main_table(quick),
         *_folded("The paper's claims on every data set, computed from the files of runs", _claims(folder)),
-        *_folded("All numbers of all methods, and which runs they are from", numbers),
+        *_folded("All numbers of all methods, which runs they are from, and times", numbers),
         *_folded("Table 1 of the paper, published and here", _table1(folder)),
         *_findings(folder),
         *_folded("Health, speed, and lightly beside", _health(folder) + _lightly(folder) + _speed(folder)),
@@ -110,7 +110,7 @@ def _main_table(quick: Path) -> list[str]:
     rows = statements.read_csv(quick / "tables" / "methods.csv")
     if not rows:
         return []
-    text = "Test accuracy on digits in percent, mean ± std over seeds. The verdict on health sees no label."
+    text = "Test accuracy on digits in percent, mean ± std over seeds."
     return [text, _table({name: row[name] for name in MAIN if name in row} for row in rows)]
 
 

@@ -107,7 +107,7 @@ def test_every_number_comes_from_its_file(project):
     assert row(part, "DirectSet(α) learns")[2:] == ["2 of 2 met, error up to 3e-09"]
     assert row(part, "The labels needed")[2:] == ["0 of 1 met, error up to 0.7"]
     health = "DirectCopy healthy 3/3, no predictor collapsed 3/3"
-    assert row(part, "Digits: without")[2:] == [health]
+    assert row(part, "Digits: training collapses")[2:] == [health]
     assert (
         row(part, "Digits, % with one label per class: DirectCopy keeps")[2] == "DirectCopy 84.9 ± 1.0"
     )  # no other method was run
@@ -126,12 +126,12 @@ def test_each_preset_names_its_commits_and_devices(full_project):
     _run(folder / "quick", TrainConfig(seed=1), finished="2024-05-05", commit="bcd")
     part = readme.results_part(folder)
     assert [line for line in part.splitlines() if line.startswith("- `")] == [
-        "- `ablations`: 1 runs of commit fed on a CPU, probed by cba; the last file is of 2024-04-04.",
-        "- `ablations-cifar10-small`: 1 runs of commit eda on a GPU, probed by cba; the last file is of "
+        "- `ablations`: 1 runs, from fed on a CPU, probed by cba; the last file is of 2024-04-04.",
+        "- `ablations-cifar10-small`: 1 runs, from eda on a GPU, probed by cba; the last file is of "
         "2024-04-05.",
-        "- `cifar10`: 1 runs of commit abc on a GPU, probed by cba; the last file is of 2024-02-02.",
-        "- `cifar10-small`: 1 runs of commit def on a CPU, probed by cba; the last file is of 2024-03-03.",
-        "- `quick`: 2 runs of commit abc, bcd on a GPU, probed by cba; the last file is of 2024-05-05.",
+        "- `cifar10`: 1 runs, from abc on a GPU, probed by cba; the last file is of 2024-02-02.",
+        "- `cifar10-small`: 1 runs, from def on a CPU, probed by cba; the last file is of 2024-03-03.",
+        "- `quick`: 2 runs, from abc, bcd on a GPU, probed by cba; the last file is of 2024-05-05.",
     ]
     assert readme.origin(folder) in part
     _run(folder / "smoke", TrainConfig(dataset="cifar10"), finished="2025")
@@ -158,7 +158,7 @@ def test_what_peeks_and_which_protocols_differ_is_said_with_table_1(project):
     (text,) = (
         line for line in readme.results_part(project / "results/reference").splitlines() if "peeks at" in line
     )
-    for word in ("In brackets", "no result", "probe", "target's start", "bf16", published.DAGGER):
+    for word in ("In brackets", "not a result", "probe", "target's start", "bf16", published.DAGGER):
         assert word in text
 
 

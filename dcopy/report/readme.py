@@ -81,7 +81,11 @@ def colab(repository: str | None, path: str) -> str:
 def results_part(folder: Path, repository: str | None = REPOSITORY) -> str:
     """Claims, the runs that all of it is from, and a table or list for each kind of result."""
     quick = folder / "quick"
-    numbers = [origin(folder), _times(quick), *(_methods(folder / name) or f"`{name}`: not run." for name in LISTED)]
+    numbers = [
+        origin(folder),
+        _times(quick),
+        *(_methods(folder / name) or f"`{name}`: not run." for name in LISTED),
+    ]
     parts = [
         _table(_claim(claim, folder, repository) for claim in statements.CLAIMS),
         "† recalled, not checked against the paper.",

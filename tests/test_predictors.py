@@ -336,6 +336,17 @@ def test_predictors_move_with_to(make, dtype):
     "make, message",
     [
         (lambda: DirectCopy(0), "dim=0 is not allowed"),
+        *(
+            (lambda dim=dim: DirectCopy(dim), "dim=.* is not allowed; it must be an int")
+            for dim in (1.5, True, "8")
+        ),
+        (lambda: DirectCopy(D, rho="0.3"), "rho='0.3' is not allowed"),
+        (lambda: DirectCopy(D, freq=1.5), "freq=1.5 is not allowed"),
+        (lambda: DirectCopy(D, eps=float("inf")), "eps=inf is not allowed"),
+        (lambda: DirectSet(D, alpha=float("inf")), "alpha=inf is not allowed"),
+        (lambda: DirectCopy(D, calls_per_step=True), "calls_per_step=True is not allowed"),
+        (lambda: DirectCopy(D, normalize=["none"]), "normalize=.* one of none, frobenius, spectral"),
+        (lambda: DirectCopy(D).update(torch.empty(0, D)), "there is no sample"),
         (lambda: DirectCopy(D, rho=1.0), r"rho=1.0 is not allowed; it must be a number in \[0, 1\)"),
         (lambda: DirectPred(D, rho=-0.1), "rho=-0.1 is not allowed"),
         (lambda: DirectPred(D, eps=-0.1), "eps=-0.1 is not allowed; it must be a number of at least 0"),

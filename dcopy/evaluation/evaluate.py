@@ -51,6 +51,8 @@ def extract_features(
 ) -> np.ndarray:
     """Representations of clean images, in eval mode; no parameter or buffer of the encoder moves.
 
+    Its modules are in the modes they were in afterwards; it stays on `device`.
+
     Args:
         encoder: takes uint8 images, such as `Run.encoder`.
         images: (N, C, H, W) uint8.
@@ -66,14 +68,19 @@ def extract_features(
     if len(images) == 0:
         raise ValueError("there are no images to extract features from")
     device, _ = hardware.choose(device)
+    modes = {module: module.training for module in encoder.modules()}
     encoder = encoder.to(device).eval()
     features, done = None, 0
-    for batch in images.split(batch_size):
-        own = encoder(batch.to(device)).float().cpu().numpy()
-        if features is None:
-            features = np.empty((len(images), own.shape[1]), np.float32)
-        features[done : done + len(own)] = own
-        done += len(own)
+    try:
+        for batch in images.split(batch_size):
+            own = encoder(batch.to(device)).float().cpu().numpy()
+            if features is None:
+                features = np.empty((len(images), own.shape[1]), np.float32)
+            features[done : done + len(own)] = own
+            done += len(own)
+    finally:  # a network that is still being trained goes on as it was
+        for module, training in modes.items():
+            module.training = training
     return features
 
 

@@ -14,6 +14,7 @@ import torch
 
 from .. import hardware
 from ..config import require
+from .inputs import blocks, checked
 
 if torch.cuda.is_available():  # scipy reads it when it is imported, so that scikit-learn can take tensors
     os.environ.setdefault("SCIPY_ARRAY_API", "1")
@@ -32,7 +33,6 @@ C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)  # inverse strength of the l2 penalty
 LABELS_PER_CLASS = (1, 5, 10, 20, 100)
 SHARES = (0.01, 0.1)  # of the labels, where there are very many
 MANY = 10_000  # labels, from which on the solver pays for a GPU
-BLOCK = 2**16  # rows of features that are read and computed with at a time
 
 
 def linear_probe(
@@ -189,11 +189,6 @@ def knn_probe(
     return correct / len(test_y)
 
 
-def blocks(count: int, size: int = BLOCK) -> list[slice]:
-    """Slices of at most `size` that cover `count` rows."""
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
 def label_efficiency(
     train_x: np.ndarray,
     train_y: np.ndarray,
@@ -259,37 +254,3 @@ def choose_labels(labels: np.ndarray, number: int, draw: int) -> np.ndarray:
     return np.concatenate(
         [generator.choice(np.flatnonzero(labels == c), number, replace=False) for c in classes]
     )
-
-
-def checked(train_x, train_y, test_x, test_y) -> tuple[np.ndarray, ...]:
-    """What every probe is given, checked: features and labels of the training set and of the test set.
-
-    Args:
-        train_x, test_x: (N, d) and (M, d) features.
-        train_y, test_y: (N,) and (M,) labels, of whatever type.
-
-    Returns:
-        The same, the features as floating point, the labels as their ranks among all labels, int64.
-
-    Raises:
-        ValueError: other shapes, numbers of features and labels that differ, a feature that is not finite,
-            or a single class.
-    """
-    features, labels = [np.asarray(x) for x in (train_x, test_x)], [np.asarray(y) for y in (train_y, test_y)]
-    for x, y in zip(features, labels, strict=True):
-        if x.ndim != 2 or y.ndim != 1:
-            raise ValueError(f"features (N, d) and labels (N,) expected, got {x.shape} and {y.shape}")
-        if len(x) != len(y):
-            raise ValueError(f"{len(x)} features, but {len(y)} labels")
-        for rows in blocks(len(x)):
-            bad = np.flatnonzero(~np.isfinite(x[rows]).all(axis=1))
-            if len(bad):
-                raise ValueError(f"features of image {rows.start + bad[0]} are not finite")
-    names, ranks = np.unique(np.concatenate(labels), return_inverse=True)
-    train_y, test_y = np.split(ranks.astype(np.int64), [len(labels[0])])
-    if len(np.unique(train_y)) < 2:
-        raise ValueError(
-            f"all {len(train_y)} training images are of class {names[train_y[0]]}; a probe needs two"
-        )
-    train_x, test_x = (x if x.dtype.kind == "f" else x.astype(np.float32) for x in features)
-    return train_x, train_y, test_x, test_y

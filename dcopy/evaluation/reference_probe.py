@@ -7,7 +7,7 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from .probes import checked
+from .inputs import checked
 
 
 def reference_probe(

@@ -21,7 +21,8 @@ from .. import hardware, machine
 from ..config import require
 from ..data.augment import HorizontalFlip, RandomResizedCrop, to_float
 from ..training.step import derive_seed
-from .probes import C_GRID, blocks, checked
+from .inputs import blocks, checked
+from .probes import C_GRID
 
 LR_GRID = (0.003, 0.01, 0.03, 0.1, 0.2)  # the field's 0.2 is for features that are not standardized
 MOMENTUM = 0.9

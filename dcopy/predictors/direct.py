@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import one_of, require
-from .running import Predictor, at_least_float32
+from .running import Predictor, at_least_float32, is_finite, is_whole
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ class SetPredictor(Predictor):
       that has not seen the second view's projections yet.
     - 2 k: likewise, where the optimizer steps once in k batches, so that F moves once for all of them.
 
-    In a process group F is averaged over the ranks (see `correlation`).
+    Blocks that `torch.utils.checkpoint` computes twice move F twice, as they do BatchNorm's statistics; keep
+    the predictor outside of them. In a process group F is averaged over the ranks (see `correlation`).
     """
 
     def __init__(self, dim: int, rho: float, eps: float, freq: int = 1, calls_per_step: int = 0):
         super().__init__(dim, rho, freq)
-        require("eps", eps, eps >= 0, "a number of at least 0")
-        good = isinstance(calls_per_step, int) and calls_per_step >= 0
-        require("calls_per_step", calls_per_step, good, "an integer of at least 0")
+        require("eps", eps, is_finite(eps) and eps >= 0, "a number of at least 0")
+        require("calls_per_step", calls_per_step, is_whole(calls_per_step, 0), "an integer of at least 0")
         self.eps, self.calls_per_step = eps, calls_per_step
         self.eigh_fallbacks = 0  # decompositions that the GPU could not do
         if freq == 1:
@@ -143,9 +143,9 @@ class DirectSet(SetPredictor):
         calls_per_step: int = 0,
     ):
         super().__init__(dim, rho, eps, freq, calls_per_step)
-        require("alpha", alpha, alpha > 0, "a positive number")
+        require("alpha", alpha, is_finite(alpha) and alpha > 0, "a positive number")
         scales = {"none": None, "frobenius": torch.linalg.matrix_norm, "spectral": self._largest_eigenvalue}
-        require("normalize", normalize, normalize in scales, one_of(scales))
+        require("normalize", normalize, normalize in list(scales), one_of(scales))
         self.alpha, self._scale = alpha, scales[normalize]
         if normalize == "spectral":
             start = nn.functional.normalize(torch.arange(dim).float().cos(), dim=0)  # no structure, so

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Integral, Real
+
 import torch
 from torch import Tensor, distributed, nn
 
@@ -13,6 +16,14 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def is_whole(value: object, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @torch.no_grad()
 def correlation(z: Tensor) -> Tensor:
     """mean(z z^T) over the samples of all ranks, neither centred nor normalized; (N, D) -> (D, D).
@@ -20,6 +31,9 @@ def correlation(z: Tensor) -> Tensor:
     In a process group of several ranks each of them has to call it, as in training with
     DistributedDataParallel. They may hold different numbers of samples: sums and numbers are added up,
     so all ranks get the same matrix. No gradient flows.
+
+    Raises:
+        ValueError: there is no sample.
     """
     N, D = z.shape
     total = z.T @ z  # (D, D)
@@ -27,6 +41,8 @@ def correlation(z: Tensor) -> Tensor:
         packed = torch.cat((total.flatten(), total.new_full((1,), N)))  # (D * D + 1,), one message
         distributed.all_reduce(packed)
         total, N = packed[:-1].view(D, D), packed[-1]
+    elif N == 0:
+        raise ValueError(f"z has shape {tuple(z.shape)}: there is no sample to take a correlation of")
     return total / N
 
 
@@ -45,9 +61,9 @@ class Predictor(nn.Module):
 
     def __init__(self, dim: int, rho: float = 0.3, freq: int = 1):
         super().__init__()
-        require("dim", dim, dim >= 1, "an integer of at least 1")
-        require("rho", rho, 0 <= rho < 1, "a number in [0, 1)")
-        require("freq", freq, freq >= 1, "an integer of at least 1")
+        require("dim", dim, is_whole(dim, 1), "an integer of at least 1")
+        require("rho", rho, is_finite(rho) and 0 <= rho < 1, "a number in [0, 1)")
+        require("freq", freq, is_whole(freq, 1), "an integer of at least 1")
         self.dim, self.rho, self.freq = dim, rho, freq
         self.calls_per_step = 0  # of forward; see SetPredictor
         self.steps = 0  # that are complete
@@ -64,7 +80,7 @@ class Predictor(nn.Module):
                 processes, those of this rank.
 
         Raises:
-            ValueError: z has another shape.
+            ValueError: z has another shape, or no sample.
         """
         if z.ndim != 2 or z.shape[1] != self.dim:
             raise ValueError(f"z has shape {tuple(z.shape)}; it must be (N, {self.dim})")

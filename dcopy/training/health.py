@@ -74,11 +74,14 @@ def measure(z: Tensor, F: Tensor | None = None) -> dict:
         F: (D, D) running correlation of the projections; default: that of z alone.
 
     Raises:
-        ValueError: z has another shape.
+        ValueError: z has another shape, or is not finite.
     """
+    z = torch.as_tensor(z)
     if z.ndim != 2 or len(z) < 2:
         raise ValueError(f"z has shape {tuple(z.shape)}; it must be (N, D) with N at least 2")
     z = z.detach().float()
+    if not z.isfinite().all():
+        raise ValueError(f"of {z.numel()} numbers in z, {(~z.isfinite()).sum()} are not finite")
     eigenvalues = spectrum(z.T @ z / len(z) if F is None else F)
     record = {"projection_std": projection_std(z), "effective_rank": effective_rank(eigenvalues)}
     digits = [float(f"{value:.5g}") for value in eigenvalues.tolist()]

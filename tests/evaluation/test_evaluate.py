@@ -69,6 +69,12 @@ def test_features_are_representations_of_clean_images_in_eval_mode():
     np.testing.assert_allclose(features, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_network_that_is_still_being_trained_goes_on_in_train_mode():
+    encoder = nn.Sequential(RawPixels(), nn.Linear(256, 8), nn.BatchNorm1d(8).eval())
+    extract_features(encoder, tiny_images())
+    assert [module.training for module in encoder.modules()] == [True, True, True, False]
+
+
 def test_extracting_moves_nothing():
     """Also for an encoder of one's own that is in train mode; the batch size changes nothing but speed."""
     encoder = nn.Sequential(RawPixels(), nn.Linear(256, 8), nn.BatchNorm1d(8))

@@ -48,6 +48,43 @@ def test_every_probe_takes_labels_of_every_type(probe, change):
     assert outcome(change(train_y), change(test_y)) == outcome(train_y, test_y)
 
 
+FEATURES = {  # the same features in other types
+    "float64": np.float64,
+    "big-endian": lambda x: x.astype(">f4"),
+    "reversed memory": lambda x: np.ascontiguousarray(x[:, ::-1])[:, ::-1],
+    "a tensor that trains": lambda x: torch.from_numpy(x).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("change", FEATURES.values(), ids=FEATURES)
+@pytest.mark.parametrize("probe", [linear_probe, knn_probe, reference_probe])
+def test_every_probe_takes_features_of_every_type(probe, change):
+    train_x, train_y, test_x, test_y = blobs(noise=0.1)
+    outcomes = [probe(x, train_y, test_x, test_y) for x in (change(train_x), train_x)]
+    found, expected = (o if isinstance(o, float) else o.get("accuracy", o.get("last")) for o in outcomes)
+    assert found == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, y.astype(float).astype(str), x, y), "no class is in both training and test labels"),
+        (lambda x, y: (x, y, x, y + 9), "no class is in both training and test labels"),
+        (lambda x, y: (x, np.where(y == 1, np.nan, y), x, y), "one is missing"),
+        (lambda x, y: (x, [None if label == 1 else label for label in y], x, y), "one is missing"),
+        (lambda x, y: (x.astype(str), y, x, y), "features are of type .*; real numbers expected"),
+        (lambda x, y: (x + 1j, y, x, y), "features are of type complex.*; real numbers expected"),
+        (lambda x, y: (x, y, x[:, 1:], y), "features of 30 and of 29 dimensions"),
+        (lambda x, y: (x[:0], y[:0], x, y), "there is nothing to probe"),
+        (lambda x, y: (x, y, x[:0], y[:0]), "there is nothing to probe"),
+    ],
+)
+@pytest.mark.parametrize("probe", [linear_probe, knn_probe])
+def test_what_cannot_be_probed_is_refused_in_a_line(probe, change, message):
+    with pytest.raises(ValueError, match=message):
+        probe(*change(*blobs()[:2]))
+
+
 @pytest.mark.parametrize("probe", [linear_probe, knn_probe, label_efficiency, reference_probe])
 def test_one_class_is_refused_in_a_line(probe):
     train_x, _, test_x, test_y = blobs()

@@ -97,6 +97,11 @@ def test_projections_of_another_shape_get_none(shape):
         health.verdict_of(torch.zeros(shape))
 
 
+def test_projections_that_are_not_finite_get_none():
+    with pytest.raises(ValueError, match="of 64 numbers in z, 2 are not finite"):
+        health.verdict_of(torch.tensor([[torch.nan, torch.inf, 0, 0], *15 * [[0.0] * 4]]))
+
+
 def test_old_records_are_judged_by_todays_limits(tmp_path):
     """Wherever a finished run is read, so that no table contradicts another."""
     run = tiny_run(tmp_path / "runs", tiny_config(epochs=1))

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import machine
-from ..config import require
+from ..config import one_of, require
 from ..machine import shown
 from ..progress import wants_bar
 from ..results import atomic, write_json, write_text
@@ -109,7 +109,9 @@ def read(
 
 def skips_bad(given: bool) -> bool:
     """Whether to leave unreadable files out: by the argument or by DCOPY_SKIP_BAD."""
-    return given or os.environ.get("DCOPY_SKIP_BAD", "0") not in ("", "0")
+    off, on, text = ("", "0", "false", "no"), ("1", "true", "yes"), os.environ.get("DCOPY_SKIP_BAD", "")
+    require("DCOPY_SKIP_BAD", text, text.lower() in off + on, one_of([*on, *off[1:]]))
+    return given or text.lower() in on
 
 
 def fit_in_memory(count: int, image_size: int) -> bool:

@@ -229,6 +229,20 @@ def test_skip_bad_leaves_them_out_and_says_how_many(photos, root, capsys):
     assert torch.equal(data.train, torch.stack([pixels(Image.open(file)) for file in good]))
 
 
+@pytest.mark.parametrize("text", ["1", "True", "yes", "", "0", "FALSE", "no"])
+def test_skip_bad_is_a_yes_or_no(text, monkeypatch):
+    monkeypatch.setenv("DCOPY_SKIP_BAD", text)
+    assert folder.skips_bad(False) == (text in ("1", "True", "yes")) and folder.skips_bad(True)
+
+
+@pytest.mark.parametrize("text", ["off", "2", " "])
+def test_another_word_for_skip_bad_is_refused(text, monkeypatch):
+    monkeypatch.setenv("DCOPY_SKIP_BAD", text)
+    allowed = "one of 1, true, yes, 0, false, no"
+    with pytest.raises(ValueError, match=f"DCOPY_SKIP_BAD='{text}' is not allowed; it must be {allowed}"):
+        folder.skips_bad(False)
+
+
 def test_a_cache_with_files_left_out_does_not_hide_them(photos, root):
     damage(photos)
     read(photos, root, skip_bad=True)

@@ -107,7 +107,7 @@ def shares(recipe: augment.Augmentation, images: torch.Tensor, repeats: int) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("--recipe", default="cifar", choices=augment.RECIPES)
     parser.add_argument("--images", type=int, default=256, help="images a batch; 256 are two views of 128")
     parser.add_argument("--repeats", type=int, default=10)

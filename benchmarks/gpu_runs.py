@@ -70,7 +70,7 @@ def probe(finished: list, images: data.ImageData, folder, left, enough: float) -
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=500, help="then stop, to go on at the next call")
     parser.add_argument("--width", type=int, help="of the encoder, for a trial")
     parser.add_argument("--epochs", type=int, help="of every run, for a trial")

@@ -108,7 +108,7 @@ MEASUREMENTS = {"speeds": speeds, "memory": memory}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("dataset", nargs="?", default="imagenette", help="that is read from disk")
     parser.add_argument("--image-size", type=int, default=64, help="pixels, side of a view")
     parser.add_argument("--out", help="JSON file to write")

@@ -20,7 +20,7 @@ TRAIN, TEST, DIM, CLASSES = 50_000, 10_000, 512, 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("--out", help="JSON file to write")
     out = parser.parse_args().out
     generator = np.random.default_rng(0)

@@ -169,7 +169,7 @@ def page(out) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("--out", default="results/bench/small-networks.json", help="JSON file to add to")
     parser.add_argument("--seconds", type=float, default=90, help="of processor time, for each method")
     parser.add_argument("--seed", type=int, default=0)

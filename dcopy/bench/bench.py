@@ -266,7 +266,9 @@ def print_tables(record: dict) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dcopy.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dcopy.bench", description=__doc__ and __doc__.splitlines()[0]
+    )
     parser.add_argument("--config", nargs="*", default=[], metavar="name=value", help="fields of TrainConfig")
     parser.add_argument("--device", help=hardware.WORDS)
     parser.add_argument("--steps", type=int, default=10, help="training steps to time (default: 10)")

@@ -11,7 +11,9 @@ from .datasets import describe, load
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dcopy.data", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dcopy.data", description=__doc__ and __doc__.splitlines()[0]
+    )
     parser.add_argument("name", help="digits, cifar10, cifar100, stl10, imagenette, imagenet or folder:PATH")
     parser.add_argument(
         "--image-size", type=int, help="pixels, side of a view where it may be chosen (a folder: 32)"

@@ -22,7 +22,7 @@ from ..workflow.outcome import say
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bash run_all.sh", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="bash run_all.sh", description=__doc__ and __doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     about = {
         "check": "is a run a reproduction of the reference? number by number; exit code 0 if it is",

@@ -106,7 +106,7 @@ def _substitute(path: Path, pattern: str, replacement: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m dcopy.report.address", description=__doc__.splitlines()[0]
+        prog="python -m dcopy.report.address", description=__doc__ and __doc__.splitlines()[0]
     )
     parser.add_argument("url", nargs="?", help="address, or none (default: git's remote origin)")
     given = parser.parse_args(arguments).url

@@ -65,7 +65,7 @@ def local(given: argparse.Namespace) -> str:
 def threads(given: argparse.Namespace) -> int:
     """What OMP_NUM_THREADS asks for, else a fair share of the cores."""
     wish = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(wish) if wish.isdigit() else machine.cores() // (given.jobs or 1))
+    return max(1, int(wish) if wish.isdecimal() else machine.cores() // (given.jobs or 1))
 
 
 def processes(given: argparse.Namespace) -> int:

@@ -236,7 +236,7 @@ def test_cores_are_shared_among_the_notebooks_that_run_at_once(finished):
     assert f"| threads {expected}\n" in output
 
 
-@pytest.mark.parametrize(("wish", "threads"), [("3", 3), ("0", 1), ("4,2", 4), ("", 4)])
+@pytest.mark.parametrize(("wish", "threads"), [("3", 3), ("0", 1), ("4,2", 4), ("\u00b2", 4), ("", 4)])
 def test_threads_are_what_openmp_is_asked_for_else_a_fair_share(monkeypatch, wish, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", wish)
     monkeypatch.setattr(machine, "cores", lambda: 8)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import re
 import time
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from .runs import Run, finished_run, go_on_from_fewer_epochs, load_run, on_image
 from .step import Trainer, derive_seed
 
 log = logging.getLogger(__name__)
+
+NO_MEMORY = re.compile("out of memory|allocate memory|size calculation overflowed")  # what torch says
 
 
 def pretrain(
@@ -76,6 +80,9 @@ def pretrain(
         Interrupted: stopped by a signal or by `stop_after`; the state is saved.
     """
     require("processes", processes, processes >= 1, "an integer of at least 1")
+    for name, limit in {"checkpoint_minutes": checkpoint_minutes, "stop_after": stop_after}.items():
+        require(name, limit, limit is None or 0 <= limit < math.inf, "a number of at least 0")
+    require("timeout_minutes", timeout_minutes, 0 < timeout_minutes <= 1e6, "a positive number, at most 1e6")
     models.check_names(config)  # before data are fetched
     if processes > 1 and not by_torchrun():
         options = {"device": device, "compile": compile, "checkpoint_minutes": checkpoint_minutes}
@@ -100,13 +107,16 @@ def pretrain(
         if finished is not None:
             return finished
         group.first(lambda: begin(config, folder, fingerprint, len(images)))
-        loop = _Loop(config, folder, images, fingerprint, device, compile, group)
         try:
+            loop = _Loop(config, folder, images, fingerprint, device, compile, group)
             loop.run(60 * checkpoint_minutes, stop_after, progress)
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if isinstance(error, RuntimeError) and not NO_MEMORY.search(str(error)):
+                raise
             raise ValueError(
-                f"batch_size={config.batch_size} does not fit in the memory of {device}; "
-                f"accumulate={2 * config.accumulate} computes it in parts, and several GPUs share it"
+                f"batch_size={config.batch_size} with width={config.width}, hidden_dim={config.hidden_dim}, "
+                f"projection_dim={config.projection_dim} does not fit in the memory of {device}; "
+                f"accumulate={2 * config.accumulate} computes a batch in parts, and several GPUs share it"
             ) from None
         return group.first(lambda: load_run(folder))
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -579,6 +580,30 @@ def test_the_command_answers_faults_with_one_line(small_digits, tmp_path, capsys
         assert main([*TINY, *arguments]) == code
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nMore."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("place", ["__init__", "step"])
+def test_what_does_not_fit_in_memory_is_named(error, place, small_digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, place, Mock(side_effect=error))
+    assert main([*TINY, "--out-dir", str(tmp_path), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    given = "batch_size=16 with width=2, hidden_dim=16, projection_dim=8"
+    assert f"{given} does not fit in the memory of cpu" in said and said.count("\n") == 1
+
+
+def test_another_error_of_torch_stays_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", Mock(side_effect=RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="another"):
+        run(tmp_path)
+
+
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

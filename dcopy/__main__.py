@@ -18,7 +18,7 @@ from .training.interrupt import Interrupted, is_first, say
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dcopy", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m dcopy", description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("options", nargs="*", metavar="name=value", help="a field of dcopy.TrainConfig")
     parser.add_argument("--out-dir", default="runs", help="folder of run folders (default: runs)")
     parser.add_argument("--data-root", help="where data sets lie (default: DCOPY_DATA or ~/.cache/dcopy)")
@@ -37,11 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         fields = parse_options(given.pop("options"))
         epochs = fields.pop("epochs", TrainConfig.epochs)
-        numbers = sorted(set(epochs)) if isinstance(epochs, tuple) else [epochs]
-        configs = [TrainConfig.from_dict(fields | {"epochs": number}) for number in numbers]
+        numbers = epochs if isinstance(epochs, tuple) else [epochs]
+        configs = {TrainConfig.from_dict(fields | {"epochs": number}) for number in numbers}
         from .training.loop import pretrain  # after the options are known to be good: torch is slow
 
-        for config in configs:  # each goes on from the one before
+        for config in sorted(configs, key=lambda config: config.epochs):  # each goes on from the one before
             run = pretrain(config, **given)
             if is_first():
                 health, seconds = run.result["metrics"]["verdict"], run.result["seconds"]

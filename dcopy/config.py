@@ -41,6 +41,7 @@ CHOICES = {
     "encoder": ("conv", "resnet18-cifar", "resnet18", "torchvision:NAME", "timm:NAME"),
 }
 
+LARGEST_IMAGE = 2**14  # pixels, a side; 800 MB each
 _AT_LEAST_1 = (lambda v: v >= 1, "an integer of at least 1")
 _FRACTION = (lambda v: 0 <= v < 1, "a number in [0, 1)")
 _NOT_NEGATIVE = (lambda v: 0 <= v < math.inf, "a number of at least 0")
@@ -63,7 +64,7 @@ RANGES = {
     "width": _AT_LEAST_1,
     "hidden_dim": _AT_LEAST_1,
     "projection_dim": _AT_LEAST_1,
-    "image_size": (lambda v: v >= 8, "an integer of at least 8"),
+    "image_size": (lambda v: 8 <= v <= LARGEST_IMAGE, f"an integer from 8 to {LARGEST_IMAGE}"),
 }
 
 
@@ -158,6 +159,8 @@ class TrainConfig:
             is_bool = isinstance(value, bool)
             good = isinstance(value, types[kind]) and is_bool == (kind == "bool")
             require(field.name, value, good, f"of type {kind}")
+            limit = 1e300 if kind == "float" else 2**63  # what a float, and what torch, can hold
+            require(field.name, value, not isinstance(value, int) or abs(value) < limit, f"below {limit:g}")
             if kind == "float":  # 1 and 1.0 are the same run
                 object.__setattr__(self, field.name, float(value))
 
@@ -281,7 +284,7 @@ def parse_options(options: list[str]) -> dict:
     """`name=value` words as a dict; a value that is a Python literal (3, 0.1, True, None) becomes one.
 
     Raises:
-        ValueError: a word is not of that form.
+        ValueError: a word is not of that form, holds no value, or gives a name again.
 
     >>> parse_options(["epochs=5", "method=directpred"])
     {'epochs': 5, 'method': 'directpred'}
@@ -291,8 +294,11 @@ def parse_options(options: list[str]) -> dict:
         name, equals, text = option.partition("=")
         if not (name and equals and text):
             raise ValueError(f"option {option!r} is not of the form name=value")
+        if name in values:
+            raise ValueError(f"option {option!r} gives {name} again; it must be given once")
         try:
             values[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             values[name] = text
+        require(name, values[name], values[name] != (), "at least one value")
     return values

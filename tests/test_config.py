@@ -1,6 +1,7 @@
 """Configurations and presets: what is refused, what names a run, and that planning costs no torch."""
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -40,6 +41,9 @@ def config_of(method, **fields):
         ("lr", 0.0, "a positive number"),
         ("lr", float("inf"), "a positive number"),
         ("lr", "fast", "of type float"),
+        pytest.param("lr", 10**400, r"below 1e\+300", id="lr-of-401-digits"),
+        ("width", 2**63, r"below 9\.22337e\+18"),
+        ("image_size", 10**7, "an integer from 8 to 16384"),
         ("momentum", 1.0, r"a number in \[0, 1\)"),
         ("weight_decay", -1e-4, "a number of at least 0"),
         ("ema", 1.1, r"a number in \[0, 1\]"),
@@ -199,6 +203,9 @@ def test_several_numbers_make_a_variant_for_each():
         ("method=none", "option 'method' is unknown"),
         ("methods=simclr", "methods='simclr' is not in this preset; it must be one of directcopy"),
         ("seeds=0", "seeds=0 is not allowed; it must be an integer of at least 1"),
+        ("seeds=True", "seeds=True is not allowed; it must be an integer of at least 1"),
+        ("epochs=()", r"epochs=\(\) is not allowed; it must be at least one value"),
+        ("epochs=1 epochs=2", "option 'epochs=2' gives epochs again; it must be given once"),
         ("epochs=0", "epochs=0 is not allowed"),
         ("epochs", "option 'epochs' is not of the form name=value"),
         ("=3", "option '=3' is not of the form name=value"),
@@ -206,13 +213,18 @@ def test_several_numbers_make_a_variant_for_each():
 )
 def test_bad_options_are_refused_before_anything_runs(option, message):
     with pytest.raises(ValueError, match=message):
-        with_options(presets.get("quick"), [option])
+        with_options(presets.get("quick"), option.split())
 
 
 def test_options_are_python_literals_or_text():
     options = ["seed=3", "lr=1e-2", "symmetric_loss=False", "eps=None", "method=none", "dataset=folder:/a=b"]
     values = {"seed": 3, "lr": 0.01, "symmetric_loss": False, "eps": None, "method": "none"}
     assert parse_options(options) == {**values, "dataset": "folder:/a=b"}
+
+
+@pytest.mark.parametrize("text", ["(" * 3000, "-" * 100_000, "{[]: 1}"], ids=len)
+def test_what_python_cannot_parse_is_text(text):
+    assert parse_options([f"method={text}"]) == {"method": text}
 
 
 # the package
@@ -224,6 +236,17 @@ def test_public_names_exist_and_no_others():
     assert set(dir(dcopy)) == set(dcopy.__all__)
     with pytest.raises(AttributeError, match="module 'dcopy' has no attribute 'direct_copy'"):
         dcopy.direct_copy  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "name", ["__main__", "data.__main__", "report.__main__", "report.address", "bench.bench"]
+)
+def test_commands_start_without_docstrings(name, monkeypatch):
+    """As PYTHONOPTIMIZE=2 leaves them."""
+    command = importlib.import_module(f"dcopy.{name}")
+    monkeypatch.setattr(command, "__doc__", None)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        command.main(["--help"])
 
 
 def test_planning_imports_nothing_heavy():

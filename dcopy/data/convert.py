@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .. import machine
-from ..config import require
+from ..config import LARGEST_IMAGE, require
 from ..machine import shown
 from ..progress import wants_bar
 from ..results import atomic, read_json, write_json, write_text
@@ -62,13 +62,18 @@ def from_listing(listing: Listing) -> Source:
     return Source(str(listing.path), listing.classes, {name: split(name) for name in listing.files})
 
 
+def check_size(image_size: int) -> None:
+    allowed = f"a number of pixels from 1 to {LARGEST_IMAGE}"
+    require("image_size", image_size, 1 <= image_size <= LARGEST_IMAGE, allowed)
+
+
 def stored_side(image_size: int) -> int:
     """Longest short side of a stored image, pixels, for views of this size: 320 for 224.
 
     Raises:
-        ValueError: views of less than a pixel.
+        ValueError: views of less than a pixel, or of too many.
     """
-    require("image_size", image_size, image_size >= 1, "a number of pixels, at least 1")
+    check_size(image_size)
     return max(LEAST_SIDE, image_size * 10 // 7)
 
 

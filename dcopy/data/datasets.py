@@ -27,6 +27,7 @@ from ..machine import shown
 from ..results import resolve
 from . import imagenet
 from .checks import why_no_probe
+from .convert import check_size
 from .download import say
 from .stored import StoredImages
 
@@ -141,6 +142,8 @@ def load(
     """
     root = resolve(root or os.environ.get("DCOPY_DATA") or machine.cache())
     kind, _, path = name.partition(":")
+    if image_size is not None:
+        check_size(image_size)
     if kind == "folder" and path:
         from . import folder
 

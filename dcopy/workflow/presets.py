@@ -270,7 +270,7 @@ def with_options(preset: Preset, options: list[str]) -> Preset:
         if name == "methods":
             preset = _keep_methods(preset, str(value).split(","))
         elif name == "seeds":
-            require("seeds", value, isinstance(value, int) and value >= 1, "an integer of at least 1")
+            require("seeds", value, type(value) is int and value >= 1, "an integer of at least 1")
             variants = tuple({k: v for k, v in one.items() if k != "seeds"} for one in preset.variants)
             preset = dataclasses.replace(preset, variants=variants, seeds=value)
         elif name == "data_fingerprint" and isinstance(value, dict):

@@ -190,11 +190,12 @@ def test_a_damaged_file_can_be_left_out(root):
         load("imagenet", root, progress=False)
 
 
-@pytest.mark.parametrize("size", [0, -3])
-def test_views_without_a_pixel_are_refused(size, root):
+@pytest.mark.parametrize("name", ["imagenet", "digits"])
+@pytest.mark.parametrize("size", [0, -3, 10_000_000])
+def test_views_without_a_pixel_or_with_too_many_are_refused(size, name, root):
     small_imagenet(root / "imagenet")
     with pytest.raises(ValueError, match=rf"image_size={size} is not allowed; it must be a number of pixels"):
-        load("imagenet", root, image_size=size, progress=False)
+        load(name, root, image_size=size, progress=False)
 
 
 def test_a_saved_data_set_may_hold_images_or_their_paths(tmp_path):

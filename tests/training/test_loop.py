@@ -263,7 +263,8 @@ def test_a_fingerprint_that_was_asked_for_must_be_that_of_the_images(tmp_path):
 def test_photos_that_were_added_are_trained_on_by_the_same_command(name, tmp_path, capsys):
     place = tmp_path / name
     photos = place / name
-    command = [f"dataset=folder:{photos}", *TINY, "epochs=1", "batch_size=8", "encoder=conv", "image_size=16"]
+    small = ["epochs=1", "batch_size=8", "encoder=conv", "image_size=16"]
+    command = [f"dataset=folder:{photos}", *TINY[2:], *small]
     command += [f"--out-dir={place}", f"--data-root={place}/root", "--device=cpu"]
     for number in range(8):
         put(photos / f"{number}.png", picture(number))
@@ -555,6 +556,15 @@ def test_the_command_is_the_function(small_digits, reference, tmp_path, capsys):
         ("method=simclr", "method='simclr' is not allowed; it must be one of directcopy"),
         ("dataset=mnist", "dataset='mnist' is not allowed; it must be one of digits"),
         ("epochs=0", "epochs=0 is not allowed; it must be an integer of at least 1"),
+        ("epochs=1,None", "epochs=None is not allowed; it must be of type int"),
+        ("epochs=()", "epochs=() is not allowed; it must be at least one value"),
+        ("rho=0 rho=1", "option 'rho=1' gives rho again; it must be given once"),
+        ("--stop-after=nan", "stop_after=nan is not allowed; it must be a number of at least 0"),
+        (
+            "--checkpoint-minutes=-1",
+            "checkpoint_minutes=-1.0 is not allowed; it must be a number of at least 0",
+        ),
+        ("--timeout-minutes=0", "timeout_minutes=0.0 is not allowed; it must be a positive number"),
         ("rho=1", "rho=1.0 is not allowed; it must be a number in [0, 1)"),
         ("eps=-1", "eps=-1.0 is not allowed; it must be a number of at least 0"),
         ("batch_size=64", "batch_size=64 is not allowed; it must be at most the 50 images"),
@@ -563,23 +573,13 @@ def test_the_command_is_the_function(small_digits, reference, tmp_path, capsys):
     ],
 )
 def test_the_command_answers_bad_input_with_one_line(option, message, small_digits, tmp_path, capsys):
-    assert main([*TINY, option, "--out-dir", str(tmp_path)]) == 2
+    others = [word for word in TINY if word.split("=")[0] != option.split("=")[0]]
+    assert main([*others, *option.split(), "--out-dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
     assert not list(tmp_path.glob("*/*.json"))
 
 
-def test_the_command_answers_faults_with_one_line(small_digits, tmp_path, capsys):
-    blocked = tmp_path / "file"
-    blocked.touch()
-    faults = {
-        1: ["lr=1e15", "--out-dir", str(tmp_path)],
-        2: ["--out-dir", str(blocked / "runs")],
-    }
-    for code, arguments in faults.items():
-        assert main([*TINY, *arguments]) == code
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1
 @pytest.mark.parametrize(
     "error",
     [
@@ -604,6 +604,17 @@ def test_another_error_of_torch_stays_what_it_is(tmp_path, monkeypatch):
         run(tmp_path)
 
 
+def test_the_command_answers_faults_with_one_line(small_digits, tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    faults = {
+        1: ["lr=1e15", "--out-dir", str(tmp_path)],
+        2: ["--out-dir", str(blocked / "runs")],
+    }
+    for code, arguments in faults.items():
+        assert main([*TINY, *arguments]) == code
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

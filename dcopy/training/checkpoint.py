@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 ENCODER = "encoder.safetensors"  # of a finished run, to be passed on; training cannot go on from it
+HEADER = {"config": dict, "channels": int, "epoch": int}  # of every file
+POSITION = {"step": int, "seconds": (int, float)}  # and of those that training goes on from
 
 
 def save(folder: Path, tensors: dict[str, Tensor], header: dict) -> None:
@@ -70,12 +72,20 @@ def read(path: Path, device="cpu") -> tuple[dict[str, Tensor], dict]:
     """One checkpoint file as (tensors, header).
 
     Raises:
-        ValueError: the file is truncated, corrupt, a pickle, or not of this package.
+        ValueError: the file is truncated, corrupt, a pickle, not of this package, lacks a part of its
+            header, or holds NaN or infinity.
     """
     try:
         with _named(path) as name, safe_open(name, framework="pt", device=str(device)) as file:
             header = json.loads((file.metadata() or {})["dcopy"])
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+            for name, kind in (HEADER if path.name == ENCODER else HEADER | POSITION).items():
+                if not (isinstance(header, dict) and isinstance(header.get(name), kind)):
+                    raise ValueError(f"its header has no {name}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            for name, tensor in tensors.items():
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{name} is not finite")
+            return tensors, header
     except (SafetensorError, KeyError, ValueError, OSError) as problem:
         reason = str(problem).strip("'") or type(problem).__name__
         raise ValueError(

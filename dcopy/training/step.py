@@ -218,6 +218,8 @@ class Trainer:
             return
         for name, parameter in self.named_parameters.items():
             buffer = buffers[name]
+            if buffer.shape != parameter.shape:  # where copy_ might broadcast
+                raise RuntimeError(f"momentum.{name} has the shape {tuple(buffer.shape)}")
             layout = torch.empty_like(parameter, requires_grad=False)
             self.optimizer.state[parameter]["momentum_buffer"] = layout.copy_(buffer)
 

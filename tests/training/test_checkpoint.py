@@ -18,7 +18,17 @@ TENSORS = {
     "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
     "count": torch.tensor(7),
 }
-HEADER = {"epoch": 3, "config": {"method": "directcopy", "eps": 0.1}}
+HEADER = {
+    "config": {"method": "directcopy", "eps": 0.1},
+    "channels": 3,
+    "epoch": 3,
+    "step": 0,
+    "seconds": 1.5,
+}
+
+
+def at(epoch):
+    return HEADER | {"epoch": epoch}
 
 
 @pytest.mark.parametrize("name", ["runs", "run #2: {a}\n'\"", os.fsdecode(b"caf\xe9 \xff")])
@@ -33,17 +43,21 @@ def test_what_is_saved_comes_back_from_a_folder_of_any_name(name, tmp_path):
 def test_the_one_before_is_kept(tmp_path):
     assert load(tmp_path) is None
     for epoch in (1, 2, 3):
-        save(tmp_path, TENSORS, {"epoch": epoch})
-    assert load(tmp_path)[1] == {"epoch": 3}
-    assert read(tmp_path / PREVIOUS)[1] == {"epoch": 2}
+        save(tmp_path, TENSORS, at(epoch))
+    assert load(tmp_path)[1] == at(3)
+    assert read(tmp_path / PREVIOUS)[1] == at(2)
     assert sorted(os.listdir(tmp_path)) == sorted([NEWEST, PREVIOUS])
 
 
 # broken files
 
 
-def whole(folder):
-    save(folder, TENSORS, HEADER)
+def without(name):
+    return {key: value for key, value in HEADER.items() if key != name}
+
+
+def whole(folder, tensors=TENSORS, header=HEADER):
+    save(folder, tensors, header)
     return (folder / NEWEST).read_bytes()
 
 
@@ -61,6 +75,10 @@ BROKEN = {
     "pickle": lambda folder: pickle.dumps(TENSORS),
     "of another program": lambda folder: foreign(folder, None),
     "header no JSON": lambda folder: foreign(folder, {"dcopy": "{"}),
+    "header a list": lambda folder: foreign(folder, {"dcopy": "[]"}),
+    **{f"no {name}": lambda folder, name=name: whole(folder, header=without(name)) for name in HEADER},
+    "configuration a list": lambda folder: whole(folder, header=HEADER | {"config": []}),
+    "NaN": lambda folder: whole(folder, TENSORS | {"half": torch.tensor([1.5, torch.nan])}),
 }
 
 
@@ -76,9 +94,9 @@ def test_a_broken_file_is_refused_with_its_name(make, tmp_path):
 
 def test_a_broken_newest_gives_the_one_before(tmp_path, caplog):
     for epoch in (1, 2):
-        save(tmp_path, TENSORS, {"epoch": epoch})
+        save(tmp_path, TENSORS, at(epoch))
     (tmp_path / NEWEST).write_bytes(b"")
-    assert load(tmp_path)[1] == {"epoch": 1}
+    assert load(tmp_path)[1] == at(1)
     assert f"{tmp_path / NEWEST} is not a complete checkpoint" in caplog.text  # not in silence
 
 
@@ -122,24 +140,24 @@ def full_disk():
 
 def test_a_full_disk_is_an_os_error_and_leaves_what_was_there(tmp_path, full_disk):
     for epoch in (1, 2):
-        save(tmp_path, TENSORS, {"epoch": epoch})
+        save(tmp_path, TENSORS, at(epoch))
     with pytest.raises(OSError, match=rf"{tmp_path / NEWEST} could not be written"):
-        save(tmp_path, {"large": torch.zeros(10_000)}, {"epoch": 3})
-    assert load(tmp_path)[1] == {"epoch": 2} and read(tmp_path / PREVIOUS)[1] == {"epoch": 1}
+        save(tmp_path, {"large": torch.zeros(10_000)}, at(3))
+    assert load(tmp_path)[1] == at(2) and read(tmp_path / PREVIOUS)[1] == at(1)
     assert sorted(os.listdir(tmp_path)) == sorted([NEWEST, PREVIOUS])
 
 
 def test_nothing_is_renamed_before_the_new_file_is_on_disk(tmp_path, monkeypatch):
     for epoch in (1, 2):
-        save(tmp_path, TENSORS, {"epoch": epoch})
+        save(tmp_path, TENSORS, at(epoch))
 
     def fail(descriptor):
         raise OSError("Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        save(tmp_path, TENSORS, {"epoch": 3})
-    assert load(tmp_path)[1] == {"epoch": 2} and read(tmp_path / PREVIOUS)[1] == {"epoch": 1}
+        save(tmp_path, TENSORS, at(3))
+    assert load(tmp_path)[1] == at(2) and read(tmp_path / PREVIOUS)[1] == at(1)
 
 
 # names

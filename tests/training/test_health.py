@@ -123,7 +123,9 @@ def test_old_records_are_judged_by_todays_limits(tmp_path):
 
 
 def write(folder, **tensors):
-    checkpoint.save(folder, {f"predictor.{name.replace('__', '.')}": t for name, t in tensors.items()}, {})
+    header = {"config": {}, "channels": 1, "epoch": 1, "step": 0, "seconds": 1.0}
+    tensors = {f"predictor.{name.replace('__', '.')}": tensor for name, tensor in tensors.items()}
+    checkpoint.save(folder, tensors, header)
     return health.alignment(folder)
 
 

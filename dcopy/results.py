@@ -144,35 +144,48 @@ def write_json(path: str | Path, value) -> Path:
 def read_json(path: str | Path):
     """Raises ValueError, naming the file, where it is not JSON, or has NaN or infinity as a number."""
 
-    def refuse(constant: str):
-        raise ValueError(f"{constant} is no number")
-
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
+        return _parse(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(
             f"{path} is not a complete JSON file ({error}); delete it to make it again"
         ) from None
 
 
+def _parse(text: bytes):
+    def refuse(constant: str):
+        raise ValueError(f"{constant} is no number")
+
+    return json.loads(text.decode("utf-8"), parse_constant=refuse)
+
+
 def read_jsonl(path: str | Path) -> list[dict]:
-    """One record a line; a last line that a kill cut short is left out."""
+    """One record a line; a last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: a line is no record; the message names the file and the line.
+    """
     records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            records.append(json.loads(line))
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            records.append(_parse(line))
+            if not isinstance(records[-1], dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is no record ({error})") from None
     return records
 
 
 def append_jsonl(path: str | Path, record: dict) -> None:
     with _named(Path(path)), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
+        with _where_supported():  # on disk before the checkpoint that needs it
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def keep_jsonl(path: str | Path, wanted) -> None:
-    """Drop the records for which `wanted(record)` is false."""
-    records = read_jsonl(path) if Path(path).exists() else []
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records if wanted(record)))
+def write_jsonl(path: str | Path, records: list[dict]) -> Path:
+    return write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
 
 @contextlib.contextmanager

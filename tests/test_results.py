@@ -127,10 +127,16 @@ def test_jsonl_grows_by_lines_and_forgives_a_last_one_cut_short(tmp_path):
     with open(path, "a", encoding="utf-8") as file:
         file.write('{"epoch": 4')
     assert results.read_jsonl(path) == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3}]
-    results.keep_jsonl(path, lambda record: record["epoch"] <= 2)
+    results.write_jsonl(path, results.read_jsonl(path)[:2])
     assert path.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
-    results.keep_jsonl(tmp_path / "none.jsonl", bool)
-    assert results.read_jsonl(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"", b"\xff\xfe", b"[1]", b'{"loss": NaN}'])
+def test_a_line_that_is_no_record_is_refused_with_its_file_and_number(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"epoch": 1}\n' + line + b'\n{"epoch": 3}\n')
+    with pytest.raises(ValueError, match=rf"^{path}: line 2 is no record \(.+\)$"):
+        results.read_jsonl(path)
 
 
 def test_csv_keeps_the_order_of_the_first_rows_keys(tmp_path):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .. import data, hardware, results
 from ..config import TrainConfig
 from ..data import ImageData
-from ..training import checkpoint, health
-from ..training.runs import FrozenEncoder, Run
+from ..training import checkpoint
+from ..training.runs import FrozenEncoder, Run, read_result
 from ..training.step import Trainer
 from .probes import C_GRID, LABELS_PER_CLASS, SHARES, knn_probe, label_efficiency, linear_probe
 from .reference_probe import reference_probe
@@ -301,9 +301,7 @@ def load_results(results_dir: str | Path, runs: list[str] | None = None) -> tupl
     """
     folder = Path(results_dir)
     names = runs or sorted(path.parent.name for path in folder.glob("runs/*/result.json"))
-    outcomes = [results.read_json(folder / "runs" / name / "result.json") for name in names]
-    for outcome in outcomes:
-        outcome["metrics"] = health.judged(outcome["metrics"])
+    outcomes = [read_result(folder / "runs" / name / "result.json") for name in names]
     probes = load_probes(folder, names)
     if not (outcomes and probes):
         raise ValueError(f"{folder} holds no probed runs; `bash run_all.sh {folder.name}` makes them")

@@ -20,7 +20,7 @@ from ..progress import Progress
 from . import batches, checkpoint, health, launch, ranks
 from .graphs import FastStep
 from .interrupt import Interrupted, StopSignals, by_torchrun
-from .runs import Run, finished_run, go_on_from_fewer_epochs, load_run, on_images
+from .runs import Run, finished_run, go_on_from_fewer_epochs, load_run, on_images, read_config, read_metrics
 from .step import Trainer, derive_seed
 
 log = logging.getLogger(__name__)
@@ -242,24 +242,43 @@ class _Loop:
         self.saved = time.monotonic()
 
     def restore(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+        """Go on from the newest checkpoint, if there is one.
+
+        Raises:
+            ValueError: it is of another run, or it or the metrics beside it are not whole.
+        """
         self.group.first(self.tidy)
         if self.begun is None:
             return
         tensors, header = self.begun
         self.begun = None
-        if TrainConfig.from_dict(header["config"]) != self.config:
-            raise ValueError(
-                f"the checkpoint in {self.folder} belongs to another configuration; move it away"
-            )
-        others = header.get("data_fingerprint", self.fingerprint) != self.fingerprint
-        if others or len(tensors["losses"]) != self.steps:
-            raise ValueError(f"the checkpoint in {self.folder} was made with other images; move it away")
-        self.losses.copy_(tensors.pop("losses"))
-        self.trainer.load_tensors(tensors)
+        where = f"the checkpoint in {self.folder}"
+        if read_config(header["config"], where) != self.config:
+            raise ValueError(f"{where} belongs to another configuration; move it away")
+        if header.get("data_fingerprint", self.fingerprint) != self.fingerprint:
+            raise ValueError(f"{where} was made with other images; move it away")
+        try:
+            losses = tensors.pop("losses")
+            self.trainer.load_tensors(tensors)
+        except (KeyError, RuntimeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise ValueError(f"{where} is not complete ({reason}); delete it to go on without") from None
+        if losses.shape != self.losses.shape:
+            raise ValueError(f"{where} was made with other images; move it away")
+        self.losses.copy_(losses)
         self.epoch, self.step, self.seconds = header["epoch"], header["step"], header["seconds"]
-        metrics = self.folder / "metrics.jsonl"
-        self.group.first(lambda: results.keep_jsonl(metrics, lambda record: record["epoch"] <= self.epoch))
+        last = (self.config.epochs, 0)
+        if not (self.epoch >= 0 and 0 <= self.step < self.steps and (self.epoch, self.step) <= last):
+            raise ValueError(
+                f"{where} is at epoch {self.epoch}, step {self.step}, of a run of {self.config.epochs} "
+                f"epochs of {self.steps} steps; delete it to go on without"
+            )
+        self.group.first(self.keep_metrics)
+
+    def keep_metrics(self) -> None:
+        """Drop the records of epochs after the checkpoint, which come again."""
+        records = read_metrics(self.folder, self.epoch)
+        results.write_jsonl(self.folder / "metrics.jsonl", records)
 
     def tidy(self) -> None:
         """Remove what a kill left half done."""
@@ -269,7 +288,7 @@ class _Loop:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
 
     def finish(self) -> None:
-        record = results.read_jsonl(self.folder / "metrics.jsonl")[-1]
+        record = read_metrics(self.folder, self.config.epochs)[-1]
         result = {
             "name": self.config.name,
             "label": self.config.label,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +84,7 @@ def _may_hold(folder: Path, config: TrainConfig, fingerprint: str, count: int) -
     their number is right, and on a folder of images never: files may have changed since.
     """
     if (folder / "result.json").exists():
-        record = results.read_json(folder / "result.json")
+        record = read_result(folder / "result.json")
     else:
         loaded = checkpoint.load(folder)
         record = loaded[1] if loaded else {"data_fingerprint": fingerprint}
@@ -111,19 +110,68 @@ def go_on_from_fewer_epochs(config: TrainConfig, folder: Path, fingerprint: str,
                 continue
             tensors, header = checkpoint.load(path.parent)
             place = header["epoch"], header["step"]
-            records = results.read_jsonl(path.with_name("metrics.jsonl")) if place[0] else []
-            records = records[: place[0]]
-            whole = [record["epoch"] for record in records] == list(range(1, place[0] + 1))
             further = place <= (config.epochs, 0) and (best is None or place > best[0])
-            if whole and further and _may_hold(path.parent, other, fingerprint, count):
-                best = place, other.name, records, tensors, header
+            if further and _may_hold(path.parent, other, fingerprint, count):
+                best = place, other.name, read_metrics(path.parent, place[0]), tensors, header
         except (ValueError, TypeError, KeyError, OSError):  # a run that is broken, or has no checkpoint
             continue
     if best is not None:
         (epoch, step), name, records, tensors, header = best
-        results.write_text(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in records))
+        results.write_jsonl(folder / "metrics.jsonl", records)
         header |= {"config": config.to_dict(), "went_on_from": {"run": name, "epoch": epoch, "step": step}}
         checkpoint.save(folder, tensors, header)
+
+
+def read_metrics(folder: Path, epochs: int) -> list[dict]:
+    """The records of the first `epochs` epochs of a run.
+
+    Raises:
+        ValueError: one of them is not there, or is broken; the message names the file.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        records = results.read_jsonl(path)[:epochs] if path.exists() else []
+        for epoch in range(1, epochs + 1):
+            record = records[epoch - 1] if epoch <= len(records) else {}
+            if record.get("epoch") != epoch or not _is_measured(record):
+                raise ValueError(f"{path} lacks the record of epoch {epoch} of {epochs}")
+    except ValueError as error:
+        raise ValueError(f"{error}; put a copy of the file back, or delete {folder} to train again") from None
+    return records
+
+
+def read_result(path: Path) -> dict:
+    """The content of a result.json, with the verdict that today's limits give.
+
+    Raises:
+        ValueError: it is none, or was not written to its end.
+    """
+    result = results.read_json(path)
+    if not (isinstance(result, dict) and _is_measured(result.get("metrics"))):
+        raise ValueError(
+            f"{path} is not a complete result of a run (it has no metrics); delete it to make it again"
+        )
+    return result | {"metrics": health.judged(result["metrics"])}
+
+
+def _is_measured(record) -> bool:
+    names = ("projection_std", "effective_rank")
+    return isinstance(record, dict) and all(isinstance(record.get(name), (int, float)) for name in names)
+
+
+def read_config(values, where) -> TrainConfig:
+    """The configuration that a file holds; `where` is the file's name for the message.
+
+    Raises:
+        ValueError: it is none, or one of another version of dcopy.
+    """
+    try:
+        return TrainConfig.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{where} holds no configuration that this version of dcopy knows ({error}); "
+            f"update dcopy, or delete the file to make it again"
+        ) from None
 
 
 def load_run(folder: str | Path) -> Run:
@@ -135,7 +183,8 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of a run; there is no config.json in it")
-    config = TrainConfig.from_dict(results.read_json(folder / "config.json"))
+    path = folder / "config.json"
+    config = read_config(results.read_json(path), path)
     run = finished_run(config, folder)
     if run is None:
         raise ValueError(f"{folder} holds no finished run; the command that began it continues it")
@@ -152,8 +201,8 @@ def finished_run(config: TrainConfig, folder: Path, fingerprint: str | None = No
     path = folder / "result.json"
     if not path.exists():
         return None
-    result = results.read_json(path)
-    if "config" not in result or TrainConfig.from_dict(result["config"]) != config:
+    result = read_result(path)
+    if "config" not in result or read_config(result["config"], path) != config:
         raise ValueError(f"{path} belongs to another configuration than {config.name}; move it away")
     if fingerprint is not None and result.get("data_fingerprint", fingerprint) != fingerprint:
         raise ValueError(
@@ -162,8 +211,7 @@ def finished_run(config: TrainConfig, folder: Path, fingerprint: str | None = No
     encoder = _encoder(config, folder, result)
     if encoder is None:
         return None
-    metrics = [health.judged(record) for record in results.read_jsonl(folder / "metrics.jsonl")]
-    result["metrics"] = health.judged(result["metrics"])
+    metrics = [health.judged(record) for record in read_metrics(folder, config.epochs)]
     return Run(config, folder, FrozenEncoder(encoder, config), metrics, result)
 
 
@@ -189,5 +237,9 @@ def _encoder(config: TrainConfig, folder: Path, result: dict) -> nn.Module | Non
     if result.get("encoder_fingerprint", found) != found:
         raise ValueError(f"the weights in {folder} are not those of its result.json; delete them")
     encoder = Network(config, header["channels"]).encoder
-    encoder.load_state_dict(weights, strict=True)
+    try:
+        encoder.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the weights in {folder} are not complete ({reason}); delete them") from None
     return encoder

@@ -468,15 +468,107 @@ def test_results_of_another_configuration_are_refused(tmp_path, at_step):
     folder = interrupted(tmp_path, at_step).rename(tmp_path / other.name)
     with pytest.raises(ValueError, match=r"the checkpoint in .* belongs to another configuration"):
         run(tmp_path, other)
-    results.write_json(folder / "result.json", {"config": CONFIG.to_dict()})
+    record = {"metrics": {"projection_std": 1.0, "effective_rank": 9.0}}
+    results.write_json(folder / "result.json", record | {"config": CONFIG.to_dict()})
     with pytest.raises(ValueError, match=r"result\.json belongs to another configuration than .*-none-"):
         run(tmp_path, other)
-    results.write_json(folder / "result.json", {})
+    results.write_json(folder / "result.json", record)
     with pytest.raises(ValueError, match=r"result\.json belongs to another configuration"):
         run(tmp_path, other)
     (folder / "result.json").write_text('{"config"')
     with pytest.raises(ValueError, match=r"result\.json is not a complete JSON file"):
         run(tmp_path, other)
+
+
+def metrics(text):
+    return lambda folder: (folder / "metrics.jsonl").write_bytes(text)
+
+
+def result(edit):
+    def write(folder):
+        results.write_json(folder / "result.json", edit(results.read_json(folder / "result.json")))
+
+    return write
+
+
+def state(edit):
+    """A checkpoint of other content, and no result: what is left to do is to finish."""
+
+    def write(folder):
+        tensors, header = checkpoint.read(folder / checkpoint.NEWEST)
+        edit(tensors, header)
+        (folder / "result.json").unlink()
+        for _ in range(2):  # the one before, too
+            checkpoint.save(folder, tensors, header)
+
+    return write
+
+
+WEIGHT = "online.projector.0.weight"
+MOMENTUM = f"momentum.{WEIGHT}"
+WRONG = {  # how a finished folder is spoilt, and what is said about it
+    "no metrics": (
+        lambda folder: (folder / "metrics.jsonl").unlink(),
+        "lacks the record of epoch 1 of 3; put",
+    ),
+    "fewer metrics": (metrics(b""), "metrics.jsonl lacks the record of epoch 1 of 3; put a copy"),
+    "metrics no text": (metrics(b"\xff\n"), r"metrics.jsonl: line 1 is no record \(.*\); put a copy"),
+    "an epoch alone": (metrics(b'{"epoch": 1}\n' * 3), "metrics.jsonl lacks the record of epoch 1"),
+    "result a list": (result(lambda record: []), r"result.json is not a complete result .*; delete it"),
+    "result null": (result(lambda record: None), r"result.json is not a complete result"),
+    "no health": (result(lambda record: record | {"metrics": {}}), r"result.json is not a complete result"),
+    "config a list": (result(lambda record: record | {"config": []}), "result.json holds no configuration"),
+    "config of a newer version": (
+        result(lambda record: record | {"config": record["config"] | {"new": 1}}),
+        r"result.json holds no configuration .* \(new is not a parameter .*\); update dcopy",
+    ),
+    "checkpoint of a newer version": (
+        state(lambda tensors, header: header["config"].update(new=1)),
+        "the checkpoint in .* holds no configuration that this version",
+    ),
+    "weights missing": (state(lambda t, h: t.pop(WEIGHT)), r"is not complete \(.*Missing key.*\); delete it"),
+    "weights of another shape": (
+        state(lambda t, h: t.update({WEIGHT: torch.zeros(1)})),
+        r"is not complete \(.*size mismatch.*\); delete it",
+    ),
+    "momentum missing": (state(lambda t, h: t.pop(MOMENTUM)), "is not complete .no .*; delete it"),
+    "momentum of another shape": (
+        state(lambda t, h: t.update({MOMENTUM: torch.zeros(1)})),
+        r"is not complete \(.* has the shape \(1,\)\)",
+    ),
+    "losses missing": (state(lambda t, h: t.pop("losses")), "is not complete .no 'losses'.; delete it"),
+    "losses of another shape": (state(lambda t, h: t.update(losses=torch.zeros(()))), "with other images"),
+    "NaN": (
+        state(lambda t, h: t[WEIGHT].fill_(torch.nan)),
+        f"checkpoint.safetensors is not a complete checkpoint of dcopy .{WEIGHT} is not finite.; delete it",
+    ),
+    "past the end": (
+        state(lambda t, h: h.update(epoch=4)),
+        "is at epoch 4, step 0, of a run of 3 epochs of 3",
+    ),
+    "past an epoch": (state(lambda t, h: h.update(epoch=1, step=3)), "is at epoch 1, step 3, of a run of 3"),
+    "before the first": (state(lambda t, h: h.update(epoch=-1)), "is at epoch -1, step 0, of a run"),
+}
+
+
+@pytest.mark.parametrize("spoil, message", WRONG.values(), ids=WRONG)
+def test_files_of_wrong_content_are_refused_in_one_line(spoil, message, reference, tmp_path, monkeypatch):
+    folder = shutil.copytree(reference.folder, tmp_path / CONFIG.name)
+    spoil(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(Trainer, "step", None)
+    with pytest.raises(ValueError, match=message) as caught:
+        run(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: os.truncate(path, 99)])
+def test_a_run_whose_metrics_are_lost_is_not_continued(spoil, tmp_path, at_step, monkeypatch):
+    spoil(interrupted(tmp_path, at_step) / "metrics.jsonl")
+    monkeypatch.setattr(Trainer, "step", None)
+    with pytest.raises(ValueError, match="lacks the record of epoch 1 of 2; put a copy of"):
+        run(tmp_path)
 
 
 def test_load_run_refuses_what_is_no_run(tmp_path, at_step):

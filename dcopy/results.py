@@ -145,18 +145,18 @@ def read_json(path: str | Path):
     """Raises ValueError, naming the file, where it is not JSON, or has NaN or infinity as a number."""
 
     try:
-        return _parse(Path(path).read_bytes())
+        return _parse(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{path} is not a complete JSON file ({error}); delete it to make it again"
         ) from None
 
 
-def _parse(text: bytes):
+def _parse(text: str):
     def refuse(constant: str):
         raise ValueError(f"{constant} is no number")
 
-    return json.loads(text.decode("utf-8"), parse_constant=refuse)
+    return json.loads(text, parse_constant=refuse)
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
@@ -168,7 +168,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
     records = []
     for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], start=1):
         try:
-            records.append(_parse(line))
+            records.append(_parse(line.decode("utf-8")))
             if not isinstance(records[-1], dict):
                 raise ValueError("no object")
         except ValueError as error:

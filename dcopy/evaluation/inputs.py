@@ -24,8 +24,8 @@ def checked(train_x, train_y, test_x, test_y) -> tuple[np.ndarray, ...]:
         The same, the features as floating point, the labels as their ranks among all labels, int64.
 
     Raises:
-        ValueError: other shapes, numbers of features and labels that differ, a feature that is not finite,
-            or a single class.
+        ValueError: shapes that do not fit together, nothing in them, features that are no real numbers or not
+            finite, missing labels or labels of several types, no class in both sets, or a single class.
     """
     features = [_numbers(x) for x in (train_x, test_x)]
     labels = [_labels(y) for y in (train_y, test_y)]
@@ -60,7 +60,7 @@ def _numbers(x) -> np.ndarray:
     """Features as float32, or as float64 where they are as fine as that."""
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu()
-        x = x if x.dtype == torch.float64 else x.float()
+        x = x.float() if x.dtype == torch.bfloat16 else x  # which NumPy does not know
     x = np.asarray(x)
     if x.dtype.kind not in "fiub":
         raise ValueError(f"features are of type {x.dtype}; real numbers expected")

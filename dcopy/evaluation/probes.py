@@ -8,6 +8,7 @@ import math
 import os
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,12 +20,14 @@ from .inputs import blocks, checked
 if torch.cuda.is_available():  # scipy reads it when it is imported, so that scikit-learn can take tensors
     os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
+import scipy
 import sklearn
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import ThreadpoolController
 from torch import nn
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,20 @@ SHARES = (0.01, 0.1)  # of the labels, where there are very many
 MANY = 10_000  # labels, from which on the solver pays for a GPU
 
 
+@contextlib.contextmanager
+def one_scipy_thread():
+    """Keep scipy's own BLAS, which wheels bring beside NumPy's, on one thread.
+
+    L-BFGS calls it for short vectors. Its idle threads wait in a loop on the cores that NumPy's products
+    need: on two cores the fits of raw pixels took twice as long, those of few labels up to six times.
+    """
+    controller, home = ThreadpoolController(), str(Path(scipy.__file__).parent)
+    own = [library["filepath"] for library in controller.info() if library["filepath"].startswith(home)]
+    with controller.select(filepath=own).limit(limits=1):
+        yield
+
+
+@one_scipy_thread()
 def linear_probe(
     train_x: np.ndarray,
     train_y: np.ndarray,
@@ -189,6 +206,7 @@ def knn_probe(
     return correct / len(test_y)
 
 
+@one_scipy_thread()
 def label_efficiency(
     train_x: np.ndarray,
     train_y: np.ndarray,

@@ -1,13 +1,16 @@
 """Probes: each against a plain reference, and none chooses anything by the test set."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from dcopy.evaluation import probes
 from dcopy.evaluation.probes import C_GRID, choose_labels, knn_probe, label_efficiency, linear_probe
@@ -171,6 +174,25 @@ def test_linear_probe_on_tensors_is_that_on_arrays(monkeypatch):
     assert set(seen) == {torch.Tensor}
     for name in ("accuracy", "C", "validation_accuracy", "validation_loss"):
         assert outcome[name] == pytest.approx(expected[name]) and type(outcome[name]) is float
+
+
+@pytest.mark.parametrize("probe", [linear_probe, label_efficiency])
+def test_fits_use_all_threads_but_of_scipy_one(monkeypatch, probe):
+    def threads():
+        pools = [
+            (Path(p["filepath"]), p["num_threads"]) for p in threadpool_info() if p["user_api"] == "blas"
+        ]
+        own = {n for path, n in pools if str(path).startswith(str(Path(scipy.__file__).parent))}
+        return own, {n for path, n in pools} - own
+
+    seen, fit = [], LogisticRegression.fit
+    monkeypatch.setattr(LogisticRegression, "fit", lambda *args: seen.append(threads()) or fit(*args))
+    with threadpool_limits(limits=3, user_api="blas"):
+        if not threads()[0]:
+            pytest.skip("scipy and NumPy share one BLAS here")
+        probe(*blobs(), **({"labels_per_class": (1,), "draws": 1} if probe is label_efficiency else {}))
+        assert threads() == ({3}, set()), "as it was"
+    assert set(map(str, seen)) == {str(({1}, {3}))}
 
 
 def test_linear_probe_reads_the_test_set_for_its_accuracy_alone():

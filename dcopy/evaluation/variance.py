@@ -19,16 +19,24 @@ from ..config import TrainConfig
 from ..data import augment, fingerprint
 from ..models import Network
 from ..training import checkpoint
+from ..training.runs import read_config
 from ..training.step import derive_seed
 
 
 def load_network(folder: str | Path) -> tuple[Network, Tensor, TrainConfig]:
-    """The trained online network of a run in eval mode, its F (D, D), and its configuration."""
-    tensors, header = checkpoint.read(Path(folder) / checkpoint.NEWEST)
-    config = TrainConfig.from_dict(header["config"])
+    """The trained online network of a run in eval mode, its F (D, D), and its configuration.
+
+    Raises:
+        ValueError: the checkpoint is not complete, or of another version of dcopy.
+    """
+    path = Path(folder) / checkpoint.NEWEST
+    tensors, header = checkpoint.read(path)
+    config = read_config(header["config"], path)
     network = Network(config, header["channels"])
-    network.load_state_dict(checkpoint.part(tensors, "online"), strict=True)
-    return network.eval(), tensors["predictor.F"], config
+    with checkpoint.complete(path):
+        network.load_state_dict(checkpoint.part(tensors, "online"), strict=True)
+        F = tensors["predictor.F"].reshape(2 * (config.projection_dim,))
+    return network.eval(), F, config
 
 
 @torch.inference_mode()

@@ -94,6 +94,20 @@ def read(path: Path, device="cpu") -> tuple[dict[str, Tensor], dict]:
 
 
 @contextlib.contextmanager
+def complete(what: str | Path) -> Iterator[None]:
+    """For taking tensors out of a checkpoint; `what` it is for the message.
+
+    Raises:
+        ValueError: a tensor is missing or of another shape.
+    """
+    try:
+        yield
+    except (KeyError, RuntimeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(f"{what} is not complete ({reason}); delete it to train again") from None
+
+
+@contextlib.contextmanager
 def _named(path: Path) -> Iterator[str]:
     """The name under which safetensors opens a file: the number of the open file where a name is no UTF-8."""
     try:

@@ -108,11 +108,16 @@ def alignment(folder: str | Path) -> float | None:
 
     Returns:
         A number in [0, 1], or None where the predictor is no matrix.
+
+    Raises:
+        ValueError: the checkpoint is not complete.
     """
-    tensors, _ = checkpoint.read(Path(folder) / checkpoint.NEWEST)
+    path = Path(folder) / checkpoint.NEWEST
+    tensors, _ = checkpoint.read(path)
     names = ("predictor.weight", "predictor.linear.weight")
     weight = next((tensors[name].double() for name in names if name in tensors), None)
     if weight is None:
         return None
-    _, U = torch.linalg.eigh(tensors["predictor.F"].double())
-    return ((U.T @ weight @ U).diagonal().norm() / weight.norm()).item()
+    with checkpoint.complete(path):
+        _, U = torch.linalg.eigh(tensors["predictor.F"].double())
+        return ((U.T @ weight @ U).diagonal().norm() / weight.norm()).item()

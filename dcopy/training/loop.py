@@ -257,12 +257,9 @@ class _Loop:
             raise ValueError(f"{where} belongs to another configuration; move it away")
         if header.get("data_fingerprint", self.fingerprint) != self.fingerprint:
             raise ValueError(f"{where} was made with other images; move it away")
-        try:
+        with checkpoint.complete(where):
             losses = tensors.pop("losses")
             self.trainer.load_tensors(tensors)
-        except (KeyError, RuntimeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise ValueError(f"{where} is not complete ({reason}); delete it to go on without") from None
         if losses.shape != self.losses.shape:
             raise ValueError(f"{where} was made with other images; move it away")
         self.losses.copy_(losses)

@@ -13,6 +13,7 @@ from ..config import TrainConfig, require
 from ..data import augment
 from ..models import Network
 from . import checkpoint, health
+from .step import Trainer
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,9 @@ def go_on_from_fewer_epochs(config: TrainConfig, folder: Path, fingerprint: str,
             place = header["epoch"], header["step"]
             further = place <= (config.epochs, 0) and (best is None or place > best[0])
             if further and _may_hold(path.parent, other, fingerprint, count):
+                Trainer(config, header["channels"], "cpu").load_tensors(tensors)  # or one is missing
                 best = place, other.name, read_metrics(path.parent, place[0]), tensors, header
-        except (ValueError, TypeError, KeyError, OSError):  # a run that is broken, or has no checkpoint
+        except (ValueError, TypeError, KeyError, OSError, RuntimeError):  # it is not whole
             continue
     if best is not None:
         (epoch, step), name, records, tensors, header = best
@@ -237,9 +239,6 @@ def _encoder(config: TrainConfig, folder: Path, result: dict) -> nn.Module | Non
     if result.get("encoder_fingerprint", found) != found:
         raise ValueError(f"the weights in {folder} are not those of its result.json; delete them")
     encoder = Network(config, header["channels"]).encoder
-    try:
+    with checkpoint.complete(f"the encoder in {folder}"):
         encoder.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the weights in {folder} are not complete ({reason}); delete them") from None
     return encoder

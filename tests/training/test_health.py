@@ -7,6 +7,7 @@ import torch
 from helpers.tiny import tiny_config, tiny_run
 
 from dcopy.config import TrainConfig
+from dcopy.evaluation import variance
 from dcopy.evaluation.evaluate import load_results
 from dcopy.report import plotting
 from dcopy.training import checkpoint, health
@@ -142,6 +143,20 @@ def test_alignment_is_the_share_of_W_p_on_the_diagonal_in_the_basis_of_F(tmp_pat
 def test_alignment_of_runs(method, aligned, tmp_path):
     run = tiny_run(tmp_path, tiny_config(method=method, epochs=1))
     assert health.alignment(run.folder) == (aligned and pytest.approx(aligned))
+
+
+@pytest.mark.parametrize("read", [health.alignment, variance.load_network])
+@pytest.mark.parametrize(
+    "change", [lambda t: t.pop("predictor.F"), lambda t: t.update({"predictor.F": torch.zeros(3)})]
+)
+def test_a_checkpoint_without_the_whole_F_is_refused_in_one_line(read, change, tmp_path):
+    run = tiny_run(tmp_path, tiny_config(epochs=1))
+    tensors, header = checkpoint.load(run.folder)
+    change(tensors)
+    checkpoint.save(run.folder, tensors, header)
+    with pytest.raises(ValueError, match=r"safetensors is not complete \(.+\); delete it") as caught:
+        read(run.folder)
+    assert "\n" not in str(caught.value)
 
 
 # the phenomenon

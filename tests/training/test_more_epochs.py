@@ -118,7 +118,15 @@ def spoil_metrics(folder):
     (folder / "metrics.jsonl").write_text("".join(lines[1:]))
 
 
+def spoil_tensors(folder):
+    tensors, header = checkpoint.load(folder)
+    tensors.pop("momentum.online.projector.0.weight")
+    for _ in range(2):  # the one before, too
+        checkpoint.save(folder, tensors, header)
+
+
 SPOILED = {
+    "a tensor missing": spoil_tensors,
     "checkpoints cut short": lambda folder: [os.truncate(path, 99) for path in folder.glob("*.safetensors")],
     "no weights, as in a clone": lambda folder: [path.unlink() for path in folder.glob("*.safetensors")],
     "no metrics": lambda folder: (folder / "metrics.jsonl").unlink(),

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -59,13 +58,6 @@ def submitted(root: Path, preset: str = ONE) -> list[tuple[str, str]]:
     """Rule and id of each job that was sent, in this order."""
     chatter = (root / "results" / preset / "logs/snakemake.log").read_text()
     return [found[::-1] for found in re.findall(r"SLURM jobid (\d+) \(log: .*/rule_(\w+)/", chatter)]
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.5)
 
 
 def test_each_notebook_is_a_job_with_its_own_time_cores_memory_and_gpus(project):
@@ -126,9 +118,12 @@ def test_a_run_that_meets_its_time_limit_ends_with_the_bits_of_one_that_does_not
 def test_a_stopped_workflow_leaves_no_job_behind(project):
     many = (ONE, "epochs=1000", "lr=0.01,0.02,0.03,0.04", "--slurm", "time=5", "cores=2", "memory=500M")
 
+    def states():
+        return {line.split()[1] for line in queue(project)}
+
     def start():
         process = toy_project.start(project, *many)
-        wait_for(lambda: {"RUNNING", "PENDING"} <= {line.split()[1] for line in queue(project)})
+        toy_project.wait_for(lambda: {"RUNNING", "PENDING"} <= states(), seconds=120)
         return process
 
     process = start()

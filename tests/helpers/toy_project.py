@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from dcopy.config import TrainConfig
@@ -137,3 +138,47 @@ def finish(root: Path, *words: str, seconds: float = 120, **options) -> tuple[in
     process = start(root, *words, **options)
     output, _ = process.communicate(timeout=seconds)
     return process.returncode, output
+
+
+ONE = ("smoke", "methods=directcopy")  # five jobs, one of each notebook
+ORDER = ["01_linear_theory", "02_sample_complexity", "03_pretrain", "04_linear_probe", "05_paper_tables"]
+
+
+def markers(root: Path) -> dict[str, int]:
+    """Notebook: when its marker was written."""
+    paths = (root / "results/smoke/.done").glob("*.json")
+    return {json.loads(path.read_text())["notebook"]: path.stat().st_mtime_ns for path in paths}
+
+
+def would_run(root: Path, *words: str) -> list[str]:
+    """The notebooks that a start with these words would run."""
+    code, output = finish(root, *words, "-n")
+    assert code == 0, output
+    lines = [line for line in output.splitlines() if line.startswith("would run")]
+    return [line.removeprefix("would run ").split("-")[0] for line in lines]
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+LONG = (*ONE, "epochs=1000", "seeds=2", "-j", "1")  # training would take minutes
+
+
+def start_long(root: Path, **options):
+    """Such a start, once the first training is under way."""
+    process = start(root, *LONG, **options)
+    wait_for(lambda: any("epoch 1" in log.read_text() for log in logs(root)))
+    return process
+
+
+def logs(root: Path) -> list[Path]:
+    return list((root / "results/smoke/logs").glob("03*.log"))
+
+
+def saved(root: Path) -> list[Path]:
+    """What the training in the toy notebook leaves when it is interrupted."""
+    return list((root / "results/smoke").glob("saved-*"))

@@ -1,30 +1,19 @@
-"""The workflow over notebooks in miniature: order, skipping, failures, signals."""
+"""The workflow over notebooks in miniature: plan, order, skipping, and words it refuses."""
 
 import itertools
 import json
-import os
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from helpers import toy_project
-from helpers.pictures import put
+from helpers.toy_project import ONE, ORDER, markers, would_run
 
 from dcopy import machine
 from dcopy.config import TrainConfig
 from dcopy.workflow import options, plan, preset, presets
-
-ONE = ("smoke", "methods=directcopy")  # five jobs, one of each notebook
-ORDER = ["01_linear_theory", "02_sample_complexity", "03_pretrain", "04_linear_probe", "05_paper_tables"]
-
-
-@pytest.fixture
-def project(tmp_path) -> Path:
-    return toy_project.make(tmp_path / "project")
 
 
 @pytest.fixture(scope="module")
@@ -44,46 +33,6 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
 
 def git(root: Path, *words: str) -> str:
     return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout
-
-
-def markers(root: Path) -> dict[str, int]:
-    """Notebook: when its marker was written."""
-    paths = (root / "results/smoke/.done").glob("*.json")
-    return {json.loads(path.read_text())["notebook"]: path.stat().st_mtime_ns for path in paths}
-
-
-def would_run(root: Path, *words: str) -> list[str]:
-    """The notebooks that a start with these words would run."""
-    code, output = toy_project.finish(root, *words, "-n")
-    assert code == 0, output
-    lines = [line for line in output.splitlines() if line.startswith("would run")]
-    return [line.removeprefix("would run ").split("-")[0] for line in lines]
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-LONG = (*ONE, "epochs=1000", "seeds=2", "-j", "1")  # training would take minutes
-
-
-def start_long(root: Path, **options):
-    """Such a start, once the first training is under way."""
-    process = toy_project.start(root, *LONG, **options)
-    wait_for(lambda: any("epoch 1" in log.read_text() for log in logs(root)))
-    return process
-
-
-def logs(root: Path) -> list[Path]:
-    return list((root / "results/smoke/logs").glob("03*.log"))
-
-
-def saved(root: Path) -> list[Path]:
-    """What the training in the toy notebook leaves when it is interrupted."""
-    return list((root / "results/smoke").glob("saved-*"))
 
 
 # the plan
@@ -265,7 +214,11 @@ def test_a_changed_parameter_runs_its_notebook_again_with_what_depends_on_it(fin
     presets_file = root / "dcopy/workflow/presets.py"
     source = presets_file.read_text()
     presets_file.write_text(source.replace('"draws": 2', '"draws": 3'))
-    assert would_run(root, *ONE) == ["02_sample_complexity", "04_linear_probe", "05_paper_tables"]
+    assert would_run(root, *ONE) == [
+        "02_sample_complexity",
+        "04_linear_probe",
+        "05_paper_tables",
+    ]
     presets_file.write_text(source)
 
 
@@ -274,7 +227,11 @@ def test_a_changed_notebook_runs_again_with_what_depends_on_it(finished):
     notebook = root / "notebooks/04_linear_probe.ipynb"
     source = notebook.read_text()
     notebook.write_text(source.replace("print(runs, draws)", "print(draws, runs)"))
-    assert would_run(root, *ONE) == ["02_sample_complexity", "04_linear_probe", "05_paper_tables"]
+    assert would_run(root, *ONE) == [
+        "02_sample_complexity",
+        "04_linear_probe",
+        "05_paper_tables",
+    ]
     notebook.write_text(source)
 
 
@@ -332,109 +289,7 @@ def test_list_names_every_preset_in_a_line():
     assert [line.split()[0] for line in output.splitlines()] == list(presets.PRESETS)
 
 
-# faults
-
-
-def test_a_failure_is_named_and_stops_only_what_needs_it(project):
-    code, output = toy_project.finish(project, "smoke")
-    assert code == 1
-    notebooks = project / "results/smoke/notebooks"
-    good, bad = ("directcopy", "none")
-    assert list(notebooks.glob(f"03_pretrain-*{bad}*")) == list(notebooks.glob(f"*{bad}*.failed.ipynb"))
-    assert list(notebooks.glob(f"04_linear_probe-*{good}*.ipynb"))
-    assert sorted(markers(project)) == ["01_linear_theory", "03_pretrain", "04_linear_probe"]
-    left = output[output.index("4 of 7 notebooks did not finish:") :]
-    assert "digits-none-" in left and ": failed in cell [3]: ValueError: this method fails\n" in left
-    assert left.count("not started, since something before it did not finish") == 3
-    assert "goes on about it" not in left
-    assert "tables: results" not in output and output.endswith("the same command tries them again.\n")
-
-    notebook = project / "notebooks/03_pretrain.ipynb"  # the next start, once the cause is gone
-    notebook.write_text(notebook.read_text().replace("raise ValueError", "print"))
-    code, output = toy_project.finish(project, "smoke")
-    assert code == 0, output
-    assert not list(notebooks.glob("*.failed.ipynb"))
-
-
-def test_a_results_folder_that_cannot_be_written_is_one_line_before_any_work(project):
-    (project / "results").write_text("a file where the folder should be")
-    code, output = toy_project.finish(project, *ONE)
-    assert code == 1
-    assert output.startswith("cannot write to results/smoke: ") and output.count("\n") == 1
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_results_folder_is_one_line_before_any_work(project):
-    (project / "results").mkdir(mode=0o500)
-    code, output = toy_project.finish(project, *ONE)
-    assert (code, output.count("\n")) == (1, 1)
-    assert output.startswith("cannot write to results/smoke: Permission denied; --results DIR")
-
-
-@pytest.mark.parametrize(
-    ("number", "as_background_job"),
-    [(signal.SIGINT, False), (signal.SIGTERM, True), (signal.SIGUSR1, False), (signal.SIGHUP, False)],
-)
-def test_a_signal_lets_training_save_and_the_next_start_goes_on(project, number, as_background_job):
-    def ignore():  # what a shell does to the background jobs of a script
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    process = start_long(project, preexec_fn=ignore if as_background_job else toy_project.hear_hangups)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    line = f"Stopped by {number.name}; what was trained is saved. The same command goes on from here.\n"
-    assert output.endswith(line) and "Traceback" not in output
-    assert len(saved(project)) == len(logs(project)) == 1  # and nothing else was begun
-    assert "03_pretrain" not in markers(project)
-    assert not list((project / "results/smoke/notebooks").glob("03*.running.ipynb"))
-    assert would_run(project, *LONG).count("03_pretrain") == 1
-
-
-def test_nothing_goes_on_after_the_workflow_is_killed(project):
-    process = start_long(project)
-    process.kill()
-    process.wait()
-    wait_for(lambda: saved(project), seconds=20)
-
-
-def test_a_second_start_is_refused_while_the_first_one_works(project):
-    process = start_long(project)
-    try:
-        code, output = toy_project.finish(project, *LONG)
-        assert (code, output.count("\n")) == (1, 1)
-        assert "another process is at work in results/smoke" in output
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-
-
-# odd places
-
-
-ODD = os.fsdecode(b"-run #2: {a} {b 'c\" $d `e` \\f * ;&|<>\t\n caf\xc3\xa9 \xf0\x9f\x98\x80 \xe9 %20")
-
-
-def test_checkout_results_and_photos_may_have_any_name_and_other_photos_are_other_runs(tmp_path, monkeypatch):
-    root, place, photos = toy_project.make(tmp_path / ODD), tmp_path / "results" / ODD, tmp_path / f"of {ODD}"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where the photos are decoded to
-    put(photos / ODD)
-    words = (*ONE, f"dataset=folder:{photos}", f"--results={place}")
-    code, output = toy_project.finish(root, *words)
-    assert code == 0, output
-    assert "| 1 runs |" in output and (place / "smoke/tables/methods.md").exists()
-    (executed,) = (place / "smoke/notebooks").glob("03*.ipynb")
-    parameters = json.loads(executed.read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
-    assert parameters["results_dir"] == str(place / "smoke") and parameters["dataset"] == words[2][8:]
-    assert parameters["data_fingerprint"] and not would_run(root, *words)
-    put(photos / "another.png")
-    assert would_run(root, *words) == ORDER[1:]
-    (photos / "another.png").unlink()
-    assert not would_run(root, *words)
-    (photos / ODD).rename(tmp_path / "elsewhere.png")
-    code, output = toy_project.finish(root, *words)
-    assert code == 2 and "holds no images in a known layout" in output.splitlines()[-1]
+# large presets
 
 
 def test_a_model_that_does_not_exist_is_refused_before_anything_runs():
@@ -456,6 +311,7 @@ def test_imagenet_does_not_start_without_saying_what_it_costs(name, tmp_path, mo
     monkeypatch.setattr(preset, "report", lambda *_: said.append("over"))
     monkeypatch.setattr(preset, "follow", lambda command, *_: said.append(f"runs {command}") or 0)
     monkeypatch.setattr(preset.results, "reference", lambda: tmp_path)
+    monkeypatch.setattr(preset, "make_site", lambda *_: None)
     assert preset.run(given, jobs, tmp_path) == 0
     start = next(i for i, text in enumerate(said) if text.startswith("runs"))
     told = [text for text in said[:start] if "GPU hours" in text or text == "disk: much"]

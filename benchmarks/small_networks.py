@@ -20,7 +20,7 @@ from torch import nn
 
 from dcopy import config, data, models, results
 from dcopy.data import augment
-from dcopy.evaluation.evaluate import extract_features
+from dcopy.evaluation.features import extract_features
 from dcopy.evaluation.probes import knn_probe
 from dcopy.evaluation.reference_probe import reference_probe
 from dcopy.training.graphs import FastStep

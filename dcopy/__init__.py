@@ -21,7 +21,7 @@ _PUBLIC = {  # name: the module it lives in; imported on first use, so planning 
     "MLPPredictor": "predictors",
     "pretrain": "training.loop",
     "load_run": "training.runs",
-    "extract_features": "evaluation.evaluate",
+    "extract_features": "evaluation.features",
     "knn_probe": "evaluation.probes",
     "label_efficiency": "evaluation.probes",
     "linear_probe": "evaluation.probes",

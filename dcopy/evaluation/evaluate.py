@@ -11,77 +11,29 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .. import data, hardware, results
 from ..config import TrainConfig
 from ..data import ImageData
 from ..training import checkpoint
-from ..training.runs import FrozenEncoder, Run, read_result
-from ..training.step import Trainer
-from .probes import C_GRID, LABELS_PER_CLASS, SHARES, knn_probe, label_efficiency, linear_probe
+from ..training.runs import Run, read_result
+from .features import RawPixels, extract_features, random_encoder
+from .probes import (
+    C_GRID,
+    DRAWS_OF_MANY,
+    LABELS_PER_CLASS,
+    MANY,
+    SHARES,
+    knn_probe,
+    label_efficiency,
+    linear_probe,
+)
 from .reference_probe import reference_probe
 from .sgd_probe import LR_GRID, crop_features, sgd_probe
 
 LARGE = 200_000  # training images, from which on the linear probe is by SGD, on random crops
 HELD_OUT = 10_000  # of those, to choose its learning rate and C
-MOST_PIXELS = 128  # side of an image whose raw pixels are probed as they are
-
-
-class RawPixels(nn.Module):
-    """The baseline without an encoder: the pixels themselves."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 -> (N, C H W) float32 in [0, 1]; large images are first averaged to 16x16."""
-        images = images.float() / 255
-        if max(images.shape[2:]) > MOST_PIXELS:
-            images = nn.functional.adaptive_avg_pool2d(images, 16)
-        return images.flatten(1)
-
-
-def random_encoder(config: TrainConfig, channels: int) -> nn.Module:
-    """The baseline without training: the encoder that a run of this seed starts from."""
-    return FrozenEncoder(Trainer(config, channels).online.encoder, config)
-
-
-@torch.inference_mode()
-def extract_features(
-    encoder: nn.Module, images: Tensor, batch_size: int = 512, device: str | None = None
-) -> np.ndarray:
-    """Representations of clean images, in eval mode; no parameter or buffer of the encoder moves.
-
-    Its modules are in the modes they were in afterwards; it stays on `device`.
-
-    Args:
-        encoder: takes uint8 images, such as `Run.encoder`.
-        images: (N, C, H, W) uint8.
-        batch_size: images in one forward pass.
-        device: default a GPU where there is one.
-
-    Returns:
-        (N, d) float32.
-
-    Raises:
-        ValueError: there is no image.
-    """
-    if len(images) == 0:
-        raise ValueError("there are no images to extract features from")
-    device, _ = hardware.choose(device)
-    modes = {module: module.training for module in encoder.modules()}
-    encoder = encoder.to(device).eval()
-    features, done = None, 0
-    try:
-        for batch in images.split(batch_size):
-            own = encoder(batch.to(device)).float().cpu().numpy()
-            if features is None:
-                features = np.empty((len(images), own.shape[1]), np.float32)
-            features[done : done + len(own)] = own
-            done += len(own)
-    finally:  # a network that is still being trained goes on as it was
-        for module, training in modes.items():
-            module.training = training
-    return features
 
 
 def cached_features(encoder: nn.Module, images: Tensor, folder: str | Path | None) -> np.ndarray:
@@ -104,19 +56,23 @@ def protocol(images: ImageData, draws: int = 20, k: int = 200) -> dict:
     """What a probe's numbers depend on besides the encoder; two probes with equal ones compare.
 
     Numbers of labels that the smallest class does not have are left out. Of more than LARGE images, 1 % and
-    10 % of the labels are taken, the same number of each class, in at most three draws.
+    10 % of the labels are taken, the same number of each class.
     """
     smallest = int(images.train_labels.bincount(minlength=len(images.classes)).min())
     numbers, linear = LABELS_PER_CLASS, {"linear": "C of least held-out cross-entropy"}
     if len(images.train) > LARGE:
         numbers = [round(share * len(images.train) / len(images.classes)) for share in SHARES]
-        draws, linear = min(draws, 3), {"linear": "SGD on random crops", "lr_grid": list(LR_GRID)}
+        linear = {"linear": "SGD on random crops", "lr_grid": list(LR_GRID)}
+    numbers = [n for n in numbers if n <= smallest]
+    many = [n * len(images.classes) >= MANY for n in numbers]
+    few_draws = min(draws, DRAWS_OF_MANY)
     return {
-        "draws": draws,
+        "draws": few_draws if all(many) else draws,
+        **({"draws_of_many": few_draws} if any(many) else {}),
         "k": k,
         "C_grid": list(C_GRID),
         **linear,
-        "labels_per_class": [n for n in numbers if n <= smallest],
+        "labels_per_class": numbers,
         "train": len(images.train),
         "test": len(images.test),
         "classes": len(images.classes),

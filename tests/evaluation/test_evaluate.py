@@ -11,15 +11,8 @@ from torch import nn
 from dcopy import results
 from dcopy.data import ImageData, augment
 from dcopy.evaluation import evaluate
-from dcopy.evaluation.evaluate import (
-    RawPixels,
-    cached_features,
-    extract_features,
-    load_probes,
-    load_results,
-    probe_runs,
-    random_encoder,
-)
+from dcopy.evaluation.evaluate import cached_features, load_probes, load_results, probe_runs
+from dcopy.evaluation.features import RawPixels, extract_features, random_encoder
 from dcopy.models import Network
 from dcopy.training import checkpoint
 from dcopy.training.runs import FrozenEncoder

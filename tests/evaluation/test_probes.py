@@ -12,7 +12,8 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from dcopy.evaluation import probes
+from dcopy import data
+from dcopy.evaluation import evaluate, probes
 from dcopy.evaluation.probes import C_GRID, choose_labels, knn_probe, label_efficiency, linear_probe
 from dcopy.evaluation.reference_probe import reference_probe
 
@@ -292,6 +293,19 @@ def test_label_efficiency_is_logistic_regression_on_the_chosen_images():
         assert record["labels_per_class"] == number and record["accuracies"] == scores
         assert record["accuracy_mean"] == pytest.approx(np.mean(scores))
         assert record["accuracy_std"] == pytest.approx(np.std(scores))
+
+
+def test_many_labels_are_drawn_less_often_and_the_protocol_says_so(monkeypatch):
+    train_x, train_y, test_x, test_y = blobs()  # four classes
+    monkeypatch.setattr(probes, "MANY", 20)
+    records = label_efficiency(train_x, train_y, test_x, test_y, labels_per_class=(1, 4, 5, 6), draws=7)
+    assert [len(record["accuracies"]) for record in records] == [7, 7, 3, 3]
+    digits = data.load("digits")
+    for most, draws in ((10, {"draws": 3, "draws_of_many": 3}), (1000, {"draws": 7, "draws_of_many": 3})):
+        monkeypatch.setattr(evaluate, "MANY", most)
+        assert evaluate.protocol(digits, draws=7).items() >= draws.items()
+    monkeypatch.setattr(evaluate, "MANY", 1001)
+    assert evaluate.protocol(digits)["draws"] == 20 and "draws_of_many" not in evaluate.protocol(digits)
 
 
 @pytest.mark.filterwarnings("error")

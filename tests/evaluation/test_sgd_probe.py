@@ -7,7 +7,7 @@ import torch
 from dcopy import data
 from dcopy.config import TrainConfig
 from dcopy.evaluation import evaluate, probes, sgd_probe
-from dcopy.evaluation.evaluate import extract_features, random_encoder
+from dcopy.evaluation.features import RawPixels, extract_features, random_encoder
 from dcopy.report import tables
 
 FEW = {"lr_grid": (0.1,), "C_grid": (0.1,), "epochs": 3, "device": "cpu"}
@@ -79,7 +79,7 @@ def test_each_epoch_sees_other_crops_of_every_training_image(digits):
 
 def test_crops_of_images_in_memory_differ_by_epoch_and_are_the_same_again():
     images = data.load("digits").train[:40]
-    encoder = evaluate.RawPixels()
+    encoder = RawPixels()
     batches = [np.arange(0, 16), np.arange(16, 40)]
     crop = sgd_probe.crop_features(encoder, images, "cpu")
     first, again, later = ([*crop(batches, epoch)] for epoch in (0, 0, 1))
@@ -91,7 +91,7 @@ def test_crops_of_images_in_memory_differ_by_epoch_and_are_the_same_again():
 
 def test_half_of_the_crops_are_mirrored():
     images = torch.arange(0, 256, 8, dtype=torch.uint8).expand(200, 1, 32, 32)  # brighter to the right
-    (x,) = sgd_probe.crop_features(evaluate.RawPixels(), images, "cpu")([np.arange(200)], 0)
+    (x,) = sgd_probe.crop_features(RawPixels(), images, "cpu")([np.arange(200)], 0)
     x = x.view(200, 32, 32)
     assert 0.4 < (x[:, 0, 0] > x[:, 0, -1]).float().mean() < 0.6
 
@@ -110,7 +110,7 @@ def test_crops_of_images_on_disk_are_cut_by_their_reader():
             boxes[i] = own
             out[:] = i
 
-    crop = sgd_probe.crop_features(evaluate.RawPixels(), OnDisk(), "cpu")
+    crop = sgd_probe.crop_features(RawPixels(), OnDisk(), "cpu")
     (x,) = crop([np.array([4, 2, 5])], 0)
     assert (255 * x).round().unique(dim=1).flatten().tolist() == [4, 2, 5]
     for ((top, left, height, width),) in boxes.values():
@@ -122,6 +122,8 @@ def test_a_large_data_set_is_probed_on_crops_with_shares_of_its_labels(digits, m
     """1 % and 10 % of 1,297 labels: one and thirteen of each class."""
     monkeypatch.setattr(evaluate, "LARGE", 1000)
     monkeypatch.setattr(evaluate, "HELD_OUT", 100)
+    for module in (evaluate, probes):
+        monkeypatch.setattr(module, "MANY", 10)
     used = {}
 
     def quick(*features, **options):
@@ -130,7 +132,7 @@ def test_a_large_data_set_is_probed_on_crops_with_shares_of_its_labels(digits, m
 
     monkeypatch.setattr(evaluate, "sgd_probe", quick)
     images = data.load("digits")
-    probe = evaluate.evaluate(evaluate.RawPixels(), images, k=20)
+    probe = evaluate.evaluate(RawPixels(), images, k=20)
     assert used["validation"] == pytest.approx(100 / 1297) and probe["linear"]["crops"]
     assert probe["protocol"]["labels_per_class"] == [1, 13] and probe["protocol"]["draws"] == 3
     assert [len(point["accuracies"]) for point in probe["label_efficiency"]] == [3, 3, 1]
@@ -140,7 +142,7 @@ def test_a_large_data_set_is_probed_on_crops_with_shares_of_its_labels(digits, m
 
 
 def test_large_images_are_averaged_before_their_pixels_are_probed():
-    assert evaluate.RawPixels()(torch.full((2, 3, 224, 224), 255, dtype=torch.uint8)).shape == (2, 768)
+    assert RawPixels()(torch.full((2, 3, 224, 224), 255, dtype=torch.uint8)).shape == (2, 768)
 
 
 @pytest.mark.parametrize("size", [1, 7, 500])

@@ -17,6 +17,7 @@ import torch
 from torchvision.transforms import v2
 
 from dcopy import hardware, results
+from dcopy.bench.measure import positive
 from dcopy.data import augment
 
 SHAPES = {"digits": (1, 16, 16), "cifar": (3, 32, 32), "stl10": (3, 96, 96)}
@@ -109,8 +110,10 @@ def shares(recipe: augment.Augmentation, images: torch.Tensor, repeats: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("--recipe", default="cifar", choices=augment.RECIPES)
-    parser.add_argument("--images", type=int, default=256, help="images a batch; 256 are two views of 128")
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument(
+        "--images", type=positive, default=256, help="images a batch; 256 are two views of 128"
+    )
+    parser.add_argument("--repeats", type=positive, default=10)
     parser.add_argument("--device", help=hardware.WORDS)
     parser.add_argument("--compile", action="store_true", help="time the compiled batch, too (a minute more)")
     parser.add_argument("--json", help="where to write the numbers, too")

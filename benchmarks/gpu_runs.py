@@ -15,6 +15,7 @@ import time
 
 from dcopy import data, results
 from dcopy.bench import bench
+from dcopy.bench.measure import positive
 from dcopy.config import TrainConfig
 from dcopy.evaluation import evaluate
 from dcopy.training.interrupt import TRY_AGAIN, Interrupted
@@ -72,8 +73,8 @@ def probe(finished: list, images: data.ImageData, folder, left, enough: float) -
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=500, help="then stop, to go on at the next call")
-    parser.add_argument("--width", type=int, help="of the encoder, for a trial")
-    parser.add_argument("--epochs", type=int, help="of every run, for a trial")
+    parser.add_argument("--width", type=positive, help="of the encoder, for a trial")
+    parser.add_argument("--epochs", type=positive, help="of every run, for a trial")
     args = parser.parse_args(arguments)
     ends = time.monotonic() + args.seconds
     trial = {"width": args.width, "epochs": args.epochs}

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcopy import data, hardware, results
+from dcopy.bench.measure import positive
 from dcopy.config import TrainConfig
 from dcopy.data import augment
 from dcopy.evaluation.evaluate import evaluate
@@ -235,10 +236,10 @@ def seconds(work) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=60, help="on digits")
-    parser.add_argument("--rounds", type=int, default=5, help="in which each way has one turn")
-    parser.add_argument("--steps", type=int, default=4, help="a turn")
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--epochs", type=positive, default=60, help="on digits")
+    parser.add_argument("--rounds", type=positive, default=5, help="in which each way has one turn")
+    parser.add_argument("--steps", type=positive, default=4, help="a turn")
     parser.add_argument(
         "--precisions",
         nargs="+",
@@ -246,8 +247,8 @@ def main(arguments: list[str] | None = None) -> None:
         choices=["fp32", "bf16"],
         help="besides fp32; a processor without instructions for bf16 takes minutes a step in it",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of lightly's DataLoader")
-    parser.add_argument("--width", type=int, help="of the encoders, smaller for a trial")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="of lightly's DataLoader")
+    parser.add_argument("--width", type=positive, help="of the encoders, smaller for a trial")
     parser.add_argument("--device", help=hardware.WORDS)
     parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args(arguments)

@@ -27,7 +27,10 @@ def main() -> None:
     parser.add_argument("dataset", nargs="?", help="whose raw pixels take all probes, such as cifar10")
     parser.add_argument("--out", help="JSON file to write")
     given = parser.parse_args()
-    images = data.load(given.dataset) if given.dataset else None
+    try:
+        images = data.load(given.dataset) if given.dataset else None
+    except ValueError as error:
+        parser.error(str(error))
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(CLASSES, DIM))
     labels = generator.integers(CLASSES, size=TRAIN + TEST)

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dcopy import hardware, results
 from dcopy.bench.bench import random_images
-from dcopy.bench.measure import Clock
+from dcopy.bench.measure import Clock, positive
 from dcopy.config import TrainConfig, parse_options
 from dcopy.data import augment
 from dcopy.training import ranks
@@ -145,10 +145,10 @@ def table(record: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--processes", type=positive, nargs="+", default=[1, 2])
     parser.add_argument("--config", nargs="*", default=CONFIG, metavar="name=value")
     parser.add_argument("--device")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=positive, default=20)
     parser.add_argument("--out", help="JSON file; in results/reference, the table of docs/scaling.md follows")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()

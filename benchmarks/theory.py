@@ -18,6 +18,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from dcopy import results, theory
+from dcopy.bench.measure import positive
 from dcopy.theory.explorer import Explorer
 from dcopy.theory.grid import cell_centres
 
@@ -60,9 +61,9 @@ def rate(function, cells: list[tuple]) -> tuple[float, list]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--grid", type=int, default=80, help="cells along a side")
+    parser.add_argument("--grid", type=positive, default=80, help="cells along a side")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--sample", type=int, default=200, help="cells that the plain loops solve")
+    parser.add_argument("--sample", type=positive, default=200, help="cells that the plain loops solve")
     parser.add_argument("--json", help="also write the numbers to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import itertools
@@ -15,6 +16,18 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..training.step import LOW
+
+
+def positive(text: str) -> int:
+    """An option of a script that counts something, for `argparse`.
+
+    >>> positive("0")
+    Traceback (most recent call last):
+    argparse.ArgumentTypeError: '0' is not allowed; it must be an integer of at least 1
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be an integer of at least 1")
+    return int(text)
 
 
 class Clock:

@@ -247,7 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
         choices=["fp32", "bf16"],
         help="besides fp32; a processor without instructions for bf16 takes minutes a step in it",
     )
-    parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="of lightly's DataLoader")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of lightly's DataLoader")
     parser.add_argument("--width", type=positive, help="of the encoders, smaller for a trial")
     parser.add_argument("--device", help=hardware.WORDS)
     parser.add_argument("--out", help="JSON file to write")

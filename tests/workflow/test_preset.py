@@ -209,30 +209,20 @@ def test_other_options_are_other_jobs(finished):
     assert would_run(root, *ONE, "epochs=3") == ["02_sample_complexity", *ORDER[2:]]
 
 
-def test_a_changed_parameter_runs_its_notebook_again_with_what_depends_on_it(finished):
-    root, _ = finished
-    presets_file = root / "dcopy/workflow/presets.py"
-    source = presets_file.read_text()
-    presets_file.write_text(source.replace('"draws": 2', '"draws": 3'))
-    assert would_run(root, *ONE) == [
-        "02_sample_complexity",
-        "04_linear_probe",
-        "05_paper_tables",
-    ]
-    presets_file.write_text(source)
+CHANGES = {
+    "a parameter": ("dcopy/workflow/presets.py", '"draws": 2', '"draws": 3'),
+    "a cell": ("notebooks/04_linear_probe.ipynb", "print(runs, draws)", "print(draws, runs)"),
+}
 
 
-def test_a_changed_notebook_runs_again_with_what_depends_on_it(finished):
+@pytest.mark.parametrize(("name", "old", "new"), CHANGES.values(), ids=CHANGES)
+def test_what_changed_runs_again_with_what_depends_on_it(finished, name, old, new):
     root, _ = finished
-    notebook = root / "notebooks/04_linear_probe.ipynb"
-    source = notebook.read_text()
-    notebook.write_text(source.replace("print(runs, draws)", "print(draws, runs)"))
-    assert would_run(root, *ONE) == [
-        "02_sample_complexity",
-        "04_linear_probe",
-        "05_paper_tables",
-    ]
-    notebook.write_text(source)
+    source = (root / name).read_text()
+    assert old in source
+    (root / name).write_text(source.replace(old, new))
+    assert would_run(root, *ONE) == ["02_sample_complexity", "04_linear_probe", "05_paper_tables"]
+    (root / name).write_text(source)
 
 
 def test_a_clone_with_results_but_no_markers_runs_everything(finished):

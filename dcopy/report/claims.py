@@ -122,8 +122,8 @@ def _compared(claim: str, found: dict) -> str:
         return f"{names}: {_signed(mean)} points with all labels (one seed, which cannot tell it from noise)"
     if claim == "a":
         outcome = "rivals it" if low > -MARGIN else "falls behind" if high < -MARGIN else "open"
-        outcome += f", with a margin of {MARGIN:g} points"
-        outcome += ", and yet is behind" if low > -MARGIN and high < 0 else ""
+        behind = {"rivals it": ", and yet is behind", "open": ", but is behind"}.get(outcome, "")
+        outcome += f", with a margin of {MARGIN:g} points" + (behind if high < 0 else "")
     else:
         outcome = "beats it" if low > 0 else "loses to it" if high < 0 else "open"
     interval = f"95 % interval {_signed(low)} to {_signed(high)}"

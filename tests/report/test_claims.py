@@ -81,6 +81,22 @@ def test_ranks_that_are_close_leave_room_for_the_labels_of_their_axis(tmp_path):
     plt.close(picture)
 
 
+@pytest.mark.parametrize(
+    "low, high, words",
+    [
+        (-1.9, 0.1, "rivals it, with a margin of 2 points"),
+        (-1.9, -0.1, "rivals it, with a margin of 2 points, and yet is behind"),
+        (-2.1, 0.1, "open, with a margin of 2 points"),
+        (-2.1, -0.1, "open, with a margin of 2 points, but is behind"),
+        (-3.0, -2.1, "falls behind, with a margin of 2 points"),
+    ],
+)
+def test_a_rival_is_within_the_margin_and_whoever_is_behind_is_called_so(low, high, words):
+    found = {"mean": (low + high) / 2, "low": low, "high": high, "seeds": [0, 1, 2]}
+    pair = {"first": "directcopy", "second": "directpred"}
+    assert claims._compared("a", found | pair).endswith(f", paired, n = 3): {words}")
+
+
 def test_sentences_say_what_the_files_hold(written):
     rows = {key: row["finding"] for key, row in sentences(written).items()}
     assert rows["a", "CIFAR-10", ""] == (

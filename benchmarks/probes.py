@@ -3,8 +3,7 @@
     python benchmarks/probes.py cifar10 --out results/bench/probes.json
 
 Goals on two cores: at most 5 minutes for the linear probe, 1 minute for k-NN, and 3 minutes for all probes of
-raw pixels. The made-up features are hard on the solver: at the weakest penalty it runs through all its
-iterations.
+raw pixels. The made-up features are correlated, as a network's are, and so hard on the solver.
 """
 
 from __future__ import annotations

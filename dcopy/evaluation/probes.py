@@ -43,8 +43,7 @@ DRAWS_OF_MANY = 3
 def one_scipy_thread():
     """Keep scipy's own BLAS, which wheels bring beside NumPy's, on one thread.
 
-    L-BFGS calls it for short vectors. Its idle threads wait in a loop on the cores that NumPy's products
-    need: on two cores the fits of raw pixels took twice as long, those of few labels up to six times.
+    L-BFGS calls it for short vectors. Its idle threads wait in a loop on the cores of NumPy's products.
     """
     controller, home = ThreadpoolController(), str(Path(scipy.__file__).parent)
     own = [library["filepath"] for library in controller.info() if library["filepath"].startswith(home)]
@@ -242,9 +241,9 @@ def label_efficiency(
     scaler = StandardScaler()
     for rows in blocks(len(train_x)):
         scaler.partial_fit(train_x[rows])
-    test_x, records = scaler.transform(test_x), []
+    test_x, records, classes = scaler.transform(test_x), [], len(np.unique(train_y))
     for number in labels_per_class:
-        accuracies, many = [], number * len(np.unique(train_y)) >= MANY
+        accuracies, many = [], number * classes >= MANY
         for draw in range(min(draws, DRAWS_OF_MANY) if many else draws):
             chosen = choose_labels(train_y, number, draw)
             fit = scaler.transform(train_x[chosen]), train_y[chosen]

@@ -188,7 +188,7 @@ PRESETS = {
         notebooks={"04_linear_probe": {}, "05_paper_tables": {}},
     ),
     "cifar100-small": Preset(
-        "CIFAR-100 without a GPU: the same network, four methods, 3 seeds (2.5 hours on 2 cores, estimated)",
+        "CIFAR-100 without a GPU: the same network, four methods, 3 seeds (under 4 hours on 2 busy cores)",
         variants=CORE_METHODS,
         shared={"dataset": "cifar100", "epochs": 16, **SMALL},
         seeds=3,

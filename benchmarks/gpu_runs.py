@@ -3,97 +3,132 @@
     python benchmarks/gpu_runs.py --seconds 500
 
 Benchmarks go to results/bench, runs and their probes to results/cifar10, or to those folders of
-$DCOPY_RESULTS; notebook 05 finds them there.
-One process trains one run after the other, so compiling is paid for once a call.
+$DCOPY_RESULTS; notebook 05 finds them there. One process trains one run after the other; each finished
+run is probed by a process of its own meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import subprocess
 import sys
 import time
+from pathlib import Path
 
-from dcopy import data, results
+from dcopy import data, hardware, results
 from dcopy.bench import bench
 from dcopy.bench.measure import positive
 from dcopy.config import TrainConfig
 from dcopy.evaluation import evaluate
 from dcopy.training.interrupt import TRY_AGAIN, Interrupted
 from dcopy.training.loop import pretrain
-from dcopy.workflow.presets import PAPER_METHODS
+from dcopy.training.runs import load_run
+from dcopy.workflow.presets import get
 
-SEEDS = (0, 1)
-BENCHMARKS = [
-    (precision, method) for precision in ("bf16", "fp32") for method in ("directcopy", "directpred")
-]
-LONGER = [{"method": "directcopy"}, {"method": "directpred"}]
-GROUPS = [  # each is trained, then probed, before the next one
-    [{"epochs": 100, "precision": "bf16", **fields} for fields in PAPER_METHODS],
-    [{"epochs": 100, "precision": "fp32", "method": "directcopy"}],  # what bf16 changes
-    *([{"epochs": epochs, "precision": "bf16", **fields} for fields in LONGER] for epochs in (300, 500)),
-]
-PROBE_SECONDS = 120  # a probe is not begun with less time left
+BENCHMARKS = {  # file: precision, method, and whether the step is compiled and captured
+    "gpu-bf16-directcopy": ("bf16", "directcopy", True),
+    "gpu-bf16-directpred": ("bf16", "directpred", True),
+    "gpu-fp32-directcopy": ("fp32", "directcopy", True),
+    "gpu-fp16-directcopy": ("fp16", "directcopy", True),
+    "gpu-bf16-directcopy-eager": ("bf16", "directcopy", False),
+    "gpu-fp32-directcopy-eager": ("fp32", "directcopy", False),
+}
+STEPS = 50  # of a benchmark
+PRESET = get("cifar10")
+
+
+def plan() -> list[TrainConfig]:
+    """Seed by seed the runs of the preset; what bf16 changes; then longer runs, which go on from those."""
+    runs = sorted(PRESET.runs(), key=lambda run: run.seed)
+    longer = [run for run in runs if run.label in ("DirectCopy", "DirectPred")]
+    return [
+        *runs,
+        *(dataclasses.replace(run, precision="fp32") for run in longer if run.method == "directcopy"),
+        *(dataclasses.replace(run, epochs=epochs) for epochs in (300, 500) for run in longer),
+    ]
 
 
 class OutOfTime(Exception):
     """There is more to do."""
 
 
-def benchmark() -> None:
-    for precision, method in BENCHMARKS:
-        out = results.root() / f"bench/gpu-{precision}-{method}.json"
-        fields = ["dataset=cifar10", f"precision={precision}", f"method={method}"]
-        if not out.exists():
-            bench.main(["--config", *fields, "--steps", "50", "--out", str(out)])
-
-
-def train(group: list[dict], images: data.ImageData, folder, left, overrides: dict) -> list:
-    """The finished runs of a group; OutOfTime or Interrupted, with all saved, where time runs out."""
-    finished = []
-    for seed in SEEDS:
-        for fields in group:
-            config = TrainConfig(dataset="cifar10", seed=seed, **fields | overrides)
-            if left() < 10:
-                raise OutOfTime
-            finished.append(pretrain(config, folder, images=images.train, stop_after=left()))
-            print(f"{config.name}: {finished[-1].result['seconds']:.0f} s", flush=True)
-    return finished
-
-
-def probe(finished: list, images: data.ImageData, folder, left, enough: float) -> None:
-    for run in finished:
-        if (run.folder / "probe.json").exists():
-            continue
-        if left() < enough:
+def benchmark(left) -> None:
+    device, _ = hardware.choose()
+    missing = {name: results.root() / f"bench/{name}.json" for name in BENCHMARKS}
+    missing = {name: path for name, path in missing.items() if not path.exists()}
+    predictors = bench.predictor_costs(bench.DIMS, device, seconds=0.1) if missing else []
+    for name, path in missing.items():
+        if left() < 60:
             raise OutOfTime
-        *_, own = evaluate.probe_runs([run], images, folder)
-        print(f"{run.config.name}: {own['linear']['accuracy']:.2%} in {own['seconds']:.0f} s", flush=True)
+        precision, method, compile = BENCHMARKS[name]
+        config = TrainConfig(dataset="cifar10", precision=precision, method=method)
+        record = bench.record(
+            config, device, bench.step_parts(config, device, STEPS, compile=compile), predictors
+        )
+        results.write_json(path, record)
+        bench.print_tables(record)
+
+
+def train(runs: list[TrainConfig], folder: Path, left, probes: list) -> None:
+    """Raises OutOfTime or Interrupted, with all saved, where time runs out."""
+    images = data.load("cifar10").train
+    for config in runs:
+        if left() < 10:
+            raise OutOfTime
+        run = pretrain(config, folder, images=images, stop_after=left())
+        print(f"{config.name}: {run.result['seconds']:.0f} s", flush=True)
+        if not (run.folder / "probe.json").exists():
+            probes.append(begin_probe(run.folder))
+
+
+def begin_probe(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, __file__, "--probe", str(folder)])
+
+
+def probe(folder: Path) -> None:
+    run = load_run(folder)
+    *_, own = evaluate.probe_runs([run], data.load("cifar10"), folder.parent)
+    print(f"{run.config.name}: {own['linear']['accuracy']:.2%} in {own['seconds']:.0f} s", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=500, help="then stop, to go on at the next call")
+    parser.add_argument("--only", choices=["benchmarks", "runs"], help="this part of the list")
     parser.add_argument("--width", type=positive, help="of the encoder, for a trial")
     parser.add_argument("--epochs", type=positive, help="of every run, for a trial")
+    parser.add_argument("--probe", type=Path, metavar="FOLDER", help="probe this finished run, and no more")
     args = parser.parse_args(arguments)
+    if args.probe:
+        probe(args.probe)
+        return 0
     ends = time.monotonic() + args.seconds
     trial = {"width": args.width, "epochs": args.epochs}
     overrides = {name: value for name, value in trial.items() if value is not None}
+    runs = list(dict.fromkeys(dataclasses.replace(run, **overrides) for run in plan()))
     folder = results.root() / ("trial/runs" if overrides else "cifar10/runs")
+    probes: list[subprocess.Popen] = []
 
     def left() -> float:
         return ends - time.monotonic()
 
     try:
-        if not overrides:
-            benchmark()
-        images = data.load("cifar10")
-        for group in GROUPS:
-            finished = train(group, images, folder, left, overrides)
-            probe(finished, images, folder, left, 0 if overrides else PROBE_SECONDS)
-    except (OutOfTime, Interrupted) as stop:
+        if not overrides and args.only != "runs":
+            benchmark(left)
+        if args.only != "benchmarks":
+            train(runs, folder, left, probes)
+        for process in probes:
+            process.wait(max(0, left()))
+    except (OutOfTime, Interrupted, subprocess.TimeoutExpired) as stop:
         print(stop or "Out of time; the same command goes on.")
         return getattr(stop, "exit_code", TRY_AGAIN)
+    finally:
+        for process in probes:
+            process.kill()
+    if any(process.returncode for process in probes):
+        print("A probe failed; its lines are above.")
+        return 1
     print("All is done.")
     return 0
 

@@ -32,6 +32,7 @@ from dcopy.config import TrainConfig
 from dcopy.data import augment
 from dcopy.evaluation.evaluate import evaluate
 from dcopy.report.comparison import BASE
+from dcopy.training.graphs import FastStep
 from dcopy.training.runs import FrozenEncoder
 from dcopy.training.step import Trainer, derive_seed, seeded
 
@@ -85,6 +86,13 @@ class LightlySimSiam(nn.Module):
         return self.criterion(p1, z2.detach()) + self.criterion(p2, z1.detach())
 
 
+METHODS = {  # dcopy's name, and what lightly has
+    "BYOL": ("mlp", LightlyBYOL),
+    "SimSiam": ("simsiam", LightlySimSiam),
+    "DirectCopy": ("directcopy", None),
+}
+
+
 def in_turn(**modules: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(modules))
 
@@ -93,7 +101,7 @@ class LightlyTrainer:
     """A model of lightly's parts around dcopy's encoder, with the interface of dcopy's Trainer."""
 
     def __init__(self, model, config: TrainConfig, channels: int, device: str):
-        self.precision, self.device = config.precision, torch.device(device).type
+        self.precision, self.device = config.precision, torch.device(device)
         encoder = Trainer(config, channels).online.encoder  # the same first weights
         with seeded(config.seed, "lightly"):
             self.model = model(encoder, config)
@@ -105,7 +113,7 @@ class LightlyTrainer:
         )
 
     def step(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, None]:
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = 2 * self.model(x1, x2)  # twice the cosines, as in dcopy, so that one lr serves both
         loss.backward()
         self.optimizer.step()
@@ -113,18 +121,15 @@ class LightlyTrainer:
         return loss.detach(), None
 
 
-def train(trainer, config: TrainConfig, images: Tensor) -> Tensor:
+def train(step, config: TrainConfig, images: Tensor) -> Tensor:
     """Pretrain on the batches and views that `dcopy.pretrain` would draw; return the last loss."""
-    augmentation = augment.build(config.recipe.augmentation)
     steps = len(images) // config.batch_size
     for epoch in range(config.epochs):
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "order", epoch))
         order = torch.randperm(len(images), generator=generator).to(images.device)
-        for step, index in enumerate(order.split(config.batch_size)[:steps]):
-            seed = derive_seed(config.seed, "augment", epoch, step)
-            generator = torch.Generator(images.device).manual_seed(seed)
-            batch = images[index]
-            loss, _ = trainer.step(augmentation(batch, generator), augmentation(batch, generator))
+        for number, index in enumerate(order.split(config.batch_size)[:steps]):
+            seed = derive_seed(config.seed, "augment", epoch, number)
+            loss, _ = step(images[index], torch.Generator(images.device).manual_seed(seed))
     return loss
 
 
@@ -143,7 +148,8 @@ def accuracy(config: TrainConfig, seeds: int, device: str) -> list[dict]:
         for name, (method, build) in ways.items():
             own = dataclasses.replace(config, method=method, seed=seed)
             trainer = build(own)
-            took = seconds(lambda t=trainer, c=own: train(t, c, images.pretrain().to(device)))
+            step = FastStep(trainer, augment.build(own.recipe.augmentation), compile=False)
+            took = seconds(lambda s=step, c=own: train(s, c, images.pretrain().to(device)))
             probes = evaluate(FrozenEncoder(trainer.online.encoder, own), images, draws=1)
             linear, knn = probes["linear"]["accuracy"], probes["knn"]
             records.append({"name": name, "seed": seed, "linear": linear, "knn": knn, "seconds": took})
@@ -177,7 +183,9 @@ class PILImages(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.arrays[index])), 0
 
 
-def speed(config: TrainConfig, precisions, rounds: int, steps: int, workers: int, device: str) -> dict:
+def speed(
+    config: TrainConfig, methods, precisions, rounds: int, steps: int, workers: int, device: str
+) -> dict:
     """Images per second of each way in each round, and the median of its multiples of lightly's BYOL."""
     generator = torch.Generator().manual_seed(0)
     shape = (steps * config.batch_size, 3, config.image_size, config.image_size)
@@ -185,9 +193,10 @@ def speed(config: TrainConfig, precisions, rounds: int, steps: int, workers: int
     ways = {}
     for precision in dict.fromkeys(["fp32", *precisions]):  # that of BASE in any case
         own = dataclasses.replace(config, precision=precision)
-        for name, model in (("BYOL", LightlyBYOL), ("SimSiam", LightlySimSiam)):
-            ways[f"{name}, lightly, {precision}"] = lightly_epoch(model, own, images, workers, device)
-        for name, method in (("BYOL", "mlp"), ("SimSiam", "simsiam"), ("DirectCopy", "directcopy")):
+        for name in methods:
+            method, model = METHODS[name]
+            if model is not None:
+                ways[f"{name}, lightly, {precision}"] = lightly_epoch(model, own, images, workers, device)
             ours = dataclasses.replace(own, method=method)
             ways[f"{name}, dcopy, {precision}"] = dcopy_epoch(ours, images, device)
     rates = []
@@ -222,9 +231,10 @@ def lightly_epoch(model, config: TrainConfig, images: Tensor, workers: int, devi
 
 
 def dcopy_epoch(config: TrainConfig, images: Tensor, device: str):
-    """An epoch of dcopy, which has the data set on the device."""
-    trainer, images = Trainer(config, 3, device), images.to(device)
-    return lambda: train(trainer, config, images)
+    """An epoch of dcopy as it pretrains: the data set on the device; on a GPU compiled, in CUDA graphs."""
+    step = FastStep(Trainer(config, 3, device), augment.build(config.recipe.augmentation))
+    images = images.to(device)
+    return lambda: train(step, config, images)
 
 
 def seconds(work) -> float:
@@ -247,6 +257,10 @@ def main(arguments: list[str] | None = None) -> None:
         choices=["fp32", "bf16"],
         help="besides fp32; a processor without instructions for bf16 takes minutes a step in it",
     )
+    parser.add_argument("--only", choices=["accuracy", "speed"], help="this part of the comparison")
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS), choices=METHODS, help="to time, besides BYOL"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of lightly's DataLoader")
     parser.add_argument("--width", type=positive, help="of the encoders, smaller for a trial")
     parser.add_argument("--device", help=hardware.WORDS)
@@ -256,23 +270,25 @@ def main(arguments: list[str] | None = None) -> None:
 
     digits = TrainConfig(dataset="digits", method="mlp", width=args.width, epochs=args.epochs, batch_size=64)
     cifar = TrainConfig(dataset="cifar10", method="mlp", width=args.width, epochs=1)
-    print(f"digits, {args.epochs} epochs, accuracy on the test set")
-    records = accuracy(digits, args.seeds, args.device)
-    print(f"{hardware.name(args.device)}: images per second, the first line to warm up")
-    rates = speed(cifar, args.precisions, args.rounds, args.steps, args.workers, args.device)
-    for row in (rows := summary(records)):
-        print(f"  {row['name']:24} linear {row['linear_mean']:.1f} %, k-NN {row['knn_mean']:.1f} %")
-    for name, multiple in rates["times_as_fast"].items():
-        print(f"  {name:24} {multiple:.2f} times as fast as lightly's BYOL")
+    record = {}
+    if args.only != "speed":
+        print(f"digits, {args.epochs} epochs, accuracy on the test set")
+        records = accuracy(digits, args.seeds, args.device)
+        rows = summary(records)
+        record["accuracy"] = {"config": digits.to_dict(), "runs": records, "summary": rows}
+        for row in rows:
+            print(f"  {row['name']:24} linear {row['linear_mean']:.1f} %, k-NN {row['knn_mean']:.1f} %")
+    if args.only != "accuracy":
+        print(f"{hardware.name(args.device)}: images per second, the first line to warm up")
+        methods = dict.fromkeys(["BYOL", *args.methods])
+        rates = speed(cifar, methods, args.precisions, args.rounds, args.steps, args.workers, args.device)
+        record["speed"] = {"config": cifar.to_dict(), **rates}
+        for name, multiple in rates["times_as_fast"].items():
+            print(f"  {name:24} {multiple:.2f} times as fast as lightly's BYOL")
     if args.out:
         provenance = results.provenance(args.device)
         provenance["versions"]["lightly"] = importlib.metadata.version("lightly")
-        record = {
-            "accuracy": {"config": digits.to_dict(), "runs": records, "summary": rows},
-            "speed": {"config": cifar.to_dict(), **rates},
-            "provenance": provenance,
-        }
-        results.write_json(args.out, record)
+        results.write_json(args.out, record | {"provenance": provenance})
 
 
 if __name__ == "__main__":

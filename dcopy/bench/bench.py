@@ -237,6 +237,17 @@ def memory_estimate(trainer: Trainer, kept: dict[int, int], images: Tensor) -> d
     return {**parts, "estimate": sum(parts.values())}
 
 
+def record(config: TrainConfig, device, step: dict, predictors: list[dict]) -> dict:
+    """What the file of a benchmark holds: what `step_parts` and `predictor_costs` found, and where."""
+    return {
+        "config": config.to_dict(),
+        "step": step,
+        "predictors": predictors,
+        "precision": hardware.precision_on(device, config.precision),
+        "provenance": results.provenance(device),
+    }
+
+
 def print_tables(record: dict) -> None:
     config = record["config"] | {"precision": results.precision(record)}
     step, memory = record["step"], record["step"]["memory"]
@@ -280,20 +291,14 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         config = TrainConfig.from_dict(parse_options(args.config))
-        device, precision = hardware.choose(args.device, config.precision)
+        device, _ = hardware.choose(args.device, config.precision)
         step = step_parts(config, device, args.steps, compile=args.compile)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     large = [LARGE_DIM] if args.full or device.type == "cuda" else []
-    record = {
-        "config": config.to_dict(),
-        "step": step,
-        "predictors": predictor_costs((*DIMS, *large), device),
-        "precision": precision,
-        "provenance": results.provenance(device),
-    }
-    print_tables(record)
+    measured = record(config, device, step, predictor_costs((*DIMS, *large), device))
+    print_tables(measured)
     if args.out:
-        results.write_json(results.resolve(args.out), record)
+        results.write_json(results.resolve(args.out), measured)
     return 0

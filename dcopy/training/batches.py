@@ -46,15 +46,18 @@ class InMemory:
 
     def begin(self, epoch: int, step: int) -> Iterator[Tensor]:
         """This rank's images of each batch, from a step on, to the end of the run."""
-        for _, _, indices in self.plan(epoch, step):
-            yield self.images[self.ranks.part(indices.to(self.images.device))]
+        for _, _, indices in self.plan(epoch, step, self.images.device):
+            yield self.images[self.ranks.part(indices)]
 
-    def plan(self, epoch: int, step: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Epoch, step and indices (batch_size,) of each batch."""
+    def plan(self, epoch: int, step: int, device="cpu") -> Iterator[tuple[int, int, Tensor]]:
+        """Epoch, step and indices (batch_size,) of each batch.
+
+        The indices of an epoch go to a GPU together: the host waits for it at each copy.
+        """
         for now in range(epoch, self.config.epochs):
             generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "order", now))
             order = torch.randperm(len(self.images), generator=generator)
-            order = order[: self.steps * self.config.batch_size].view(self.steps, -1)
+            order = order[: self.steps * self.config.batch_size].view(self.steps, -1).to(device)
             yield from ((now, i, order[i]) for i in range(step if now == epoch else 0, self.steps))
 
     def facts(self) -> dict:

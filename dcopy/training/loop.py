@@ -25,6 +25,7 @@ from .step import Trainer, derive_seed
 
 log = logging.getLogger(__name__)
 
+SAVING = 0.1  # part of the time that checkpoints at the ends of epochs may take
 NO_MEMORY = re.compile("out of memory|allocate memory|size calculation overflowed")  # what torch says
 
 
@@ -47,11 +48,11 @@ def pretrain(
 
     The run lives in `out_dir/config.name`; on other images than those of a run that is there already,
     beside it (see `runs.on_images`). Where fewer epochs of it are in `out_dir`, it goes on from those (see
-    `runs.go_on_from_fewer_epochs`). A checkpoint is written after every epoch and every
-    `checkpoint_minutes`; the same call then goes on from it, wherever the folder was moved: with as many
-    threads on the same kind of processor bitwise as if it had never stopped, on a GPU up to the order in
-    which kernels sum (0.2 % of the loss over six steps is what the test allows). SIGINT, SIGTERM, SIGHUP and
-    SIGUSR1 finish the step, save and raise Interrupted.
+    `runs.go_on_from_fewer_epochs`). A checkpoint is written every `checkpoint_minutes` and after every epoch,
+    but not so often that it takes a tenth of the time. The same call then goes on from it, wherever the
+    folder was moved: with as many threads on the same kind of processor bitwise as if it had never stopped,
+    on a GPU up to the order in which kernels sum (0.2 % of the loss over six steps is what the test allows).
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 finish the step, save and raise Interrupted.
 
     Several processes train the run together, whether torchrun has started this one among others or
     `processes` has it started: each has its part of every batch, so the run is the same whatever their
@@ -149,6 +150,7 @@ class _Loop:
         before = self.begun[1].get("ran_on", []) if self.begun else []
         self.ran_on = [*dict.fromkeys([*before, hardware.name(device)])]
         self.started = self.saved = time.monotonic()
+        self.saving = 0.0  # seconds that the last checkpoint took
 
     @property
     def runs_on(self) -> str:
@@ -201,7 +203,6 @@ class _Loop:
             **self.batches.facts(),
         }
         self.group.first(lambda: results.append_jsonl(self.folder / "metrics.jsonl", record))
-        self.save()
         return record
 
     def check_finite(self) -> None:
@@ -223,8 +224,10 @@ class _Loop:
         reason = signals.received
         if self.stop_after is not None and time.monotonic() - self.started > self.stop_after:
             reason = reason or "stop_after"
-        reason, due = self.group.agree(reason, time.monotonic() - self.saved > self.checkpoint_seconds)
-        if (reason or due) and self.step > 0:  # the end of an epoch has saved
+        unsaved, at_end = time.monotonic() - self.saved, self.step == 0  # of an epoch
+        due = unsaved > self.checkpoint_seconds or (at_end and SAVING * unsaved > self.saving)
+        reason, due = self.group.agree(reason, due or self.epoch == self.config.epochs)
+        if reason or due:
             self.check_finite()
             self.save()
         if reason:
@@ -238,8 +241,10 @@ class _Loop:
         header |= {"data_fingerprint": self.fingerprint, "went_on_from": self.went_on_from}
         header["ran_on"] = self.ran_on
         tensors = {**self.trainer.tensors(), "losses": self.losses}
+        started = time.monotonic()
         self.group.first(lambda: checkpoint.save(self.folder, tensors, header))
         self.saved = time.monotonic()
+        self.saving = self.saved - started
 
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one.

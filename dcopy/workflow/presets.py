@@ -24,11 +24,13 @@ CORE_METHODS = (
     {"method": "none"},
 )
 
-PAPER_METHODS = (  # rows of the paper's Table 1
+PAPER_METHODS = (  # rows of the paper's Table 1, DirectCopy as its reimplementations have it, and BYOL
     {"method": "directcopy"},
     {"method": "directpred"},
-    {"method": "directpred", "freq": 5},
     {"method": "linear"},
+    {"method": "directcopy", "rho": 0.5, "normalize": "frobenius"},
+    {"method": "directpred", "freq": 5},
+    {"method": "mlp"},
 )
 
 # Photographs without a GPU; results/reference/bench/small-networks.md has twelve settings after equal time.
@@ -135,7 +137,7 @@ class Preset:
 def paper_preset(dataset: str, name: str) -> Preset:
     """A data set of the paper's Table 1, for one GPU."""
     return Preset(
-        f"Table 1 on {name}: four methods, 100 epochs, 2 seeds, for one GPU",
+        f"Table 1 on {name}: six methods, 100 epochs, 2 seeds, for one GPU",
         variants=PAPER_METHODS,
         shared={"dataset": dataset, "precision": "auto"},
         seeds=2,

@@ -5,12 +5,14 @@ import os
 import runpy
 import subprocess
 import tarfile
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from dcopy import data, results
 from dcopy.workflow import plan
+from dcopy.workflow.presets import Preset
 
 torch.set_num_threads(1)  # the fastest for a network so small
 
@@ -72,7 +74,18 @@ def runs(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(results, "root", lambda: tmp_path)
     scope = script["main"].__globals__
-    monkeypatch.setitem(scope, "GROUPS", [[{"method": "none"}, {"method": "directcopy"}]])
+    monkeypatch.setitem(
+        scope,
+        "PRESET",
+        Preset(
+            "", ({"method": "none"}, {"method": "directcopy"}), {"dataset": "cifar10", "precision": "auto"}
+        ),
+    )
+
+    def in_this_process(folder):
+        return Mock(returncode=script["main"]([f"--probe={folder}"]))
+
+    monkeypatch.setitem(scope, "begin_probe", in_this_process)
     return script["main"]
 
 
@@ -82,7 +95,8 @@ def test_the_list_goes_on_where_it_stopped(runs, tmp_path, capsys):
     assert not list(tmp_path.rglob("result.json"))
     assert runs([*trial, "--seconds=300"]) == 0
     assert capsys.readouterr().out.endswith("All is done.\n")
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
-    assert len(finished) == 4 and len(list(tmp_path.rglob("*seed[01]*/probe.json"))) == 4 + 2  # and baselines
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert len(list(tmp_path.rglob("result.json"))) == 3  # DirectCopy in fp32, too
+    assert len(list(tmp_path.rglob("*seed0*/probe.json"))) == 3 + 1  # the baseline
     assert runs([*trial, "--seconds=300"]) == 0
-    assert finished == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert finished == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}

@@ -1,5 +1,6 @@
 """The step of a run: compiled or not, captured or not, it moves the same state."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -8,7 +9,9 @@ from helpers.tiny import tiny_config, tiny_images
 
 from dcopy.data import augment
 from dcopy.training import graphs
+from dcopy.training.batches import InMemory
 from dcopy.training.graphs import FastStep
+from dcopy.training.ranks import Alone
 from dcopy.training.step import Trainer
 
 FIELDS = [{"method": "directcopy"}, {"method": "directpred", "freq": 2}, {"method": "linear"}]
@@ -159,10 +162,13 @@ def test_on_a_gpu_a_resumed_run_goes_on_up_to_rounding():
 def test_on_a_gpu_no_step_waits_for_the_device():
     step = make("cuda", True)
     losses(step)
-    images, generator = tiny_images(16).cuda(), torch.Generator("cuda").manual_seed(0)
+    config = dataclasses.replace(step.trainer.config, batch_size=16)
+    batches = InMemory(tiny_images(64).cuda(), config, Alone()).begin(0, 0)
+    generator = torch.Generator("cuda").manual_seed(0)
+    step(next(batches), generator)  # the plan of the epoch goes to the GPU, and kernels are compiled
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
-            step(images, generator)
+            step(next(batches), generator)
     finally:
         torch.cuda.set_sync_debug_mode("default")

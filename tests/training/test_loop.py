@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 from dcopy import data, hardware, results
 from dcopy.__main__ import main
 from dcopy.config import METHODS
-from dcopy.training import checkpoint
+from dcopy.training import checkpoint, loop
 from dcopy.training.interrupt import Interrupted
 from dcopy.training.loop import pretrain
 from dcopy.training.runs import finished_run, load_run
@@ -456,11 +457,28 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_there(reference, tmp_path, m
         save_file(*args, **kwargs)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(loop, "SAVING", math.inf)
     with pytest.raises(OSError, match="No space left on device"):
         run(tmp_path)
     folder = tmp_path / CONFIG.name
     assert checkpoint.load(folder)[1]["epoch"] == 2 and not list(folder.glob(".*.tmp"))
     assert_same(run(tmp_path), reference)
+
+
+@pytest.mark.parametrize("share, saved", [(math.inf, [1, 2, 3]), (0.0, [3])])
+def test_checkpoints_at_the_ends_of_epochs_take_no_more_than_their_share(
+    share, saved, reference, tmp_path, monkeypatch
+):
+    save, epochs = checkpoint.save, []
+
+    def counted(folder, tensors, header):
+        epochs.append(header["epoch"])
+        save(folder, tensors, header)
+
+    monkeypatch.setattr(checkpoint, "save", counted)
+    monkeypatch.setattr(loop, "SAVING", share)
+    assert_same(run(tmp_path), reference)
+    assert epochs == saved
 
 
 def test_results_of_another_configuration_are_refused(tmp_path, at_step):

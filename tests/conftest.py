@@ -36,7 +36,7 @@ def eager_graphs(monkeypatch) -> list:
         def pool(self):
             return "pool"
 
-    def capture(function, stream, pool=None):
+    def capture(function, stream, pool=None, generator=None):
         graph = EagerGraph(function)
         return graph, graph.outputs
 

@@ -1,18 +1,20 @@
 """Augmentation and step as one call, as fast as the device allows; what they compute stays as it is.
 
-On a GPU the networks and the augmentation are compiled, and after a few steps the work of a step is
-captured as two CUDA graphs and replayed. The predictor's update lies between the graphs and runs as it
-is written: DirectPred's `eigh` waits for the host, which no graph can hold, and `freq` is a condition.
-Where compiling or capturing is not possible, one line says so and training goes on without it.
+On a GPU the networks and the augmentation are compiled, both views pass a network together, and after a few
+steps the work of a step is captured as two CUDA graphs and replayed. The predictor's update lies between the
+graphs and runs as it is written: DirectPred's `eigh` waits for the host, which no graph can hold, and `freq`
+is a condition. Where compiling or capturing is not possible, one line says so and training goes on without.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.augment import Augmentation, require_batch
 from .ranks import Alone
@@ -54,6 +56,8 @@ class FastStep:
         self.steps, self.graphs = 0, None
         if self.compiled:
             self.applies = [torch.compile(apply, dynamic=False) for apply in self.applies]
+        if self.is_cuda and trainer.config.batchnorm == "per-view" and trainer.config.symmetric_loss:
+            trainer.joined = {network for network in self.networks if keep_views_apart(network, 2)}
         for network in self.networks:  # its forward alone: hooks stay outside
             network.forward = torch.compile(network.forward, dynamic=False)
         self.stream = None
@@ -95,10 +99,11 @@ class FastStep:
         self.steps += 1
         if self.compiled and self.steps == 1:
             return self._first(images, generator)
-        views = self.views(images, generator)
         if self.captures and self.graphs is None and self.steps > WARMUP:
-            self._capture(views)
-        return self.trainer.step(*views) if self.graphs is None else self.graphs.replay(views)
+            self._capture(images)
+        if self.graphs is not None:
+            return self.graphs.replay(images, generator)
+        return self.trainer.step(*self.views(images, generator))
 
     def _first(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """The first step compiles. If that fails, it is taken back and done again without."""
@@ -111,16 +116,18 @@ class FastStep:
                 "torch.compile is not possible here (%s); training goes on without it", one_line(error)
             )
         self.compiled, self.applies = False, [view.apply for view in self.augmentation.views]
-        for network in self.networks:
-            del network.forward  # the class's own is there again
+        self.trainer.joined = set()
+        for network in self.networks:  # whose classes' own forwards are there again
+            for module in network.modules():
+                vars(module).pop("forward", None)
         for part, state in zip(parts, before[0], strict=True):
             part.load_state_dict(state)
         generator.set_state(before[1])
         return self.trainer.step(*self.views(images, generator))
 
-    def _capture(self, views: tuple[Tensor, Tensor]) -> None:
+    def _capture(self, images: Tensor) -> None:
         try:
-            self.graphs = Graphs(self.trainer, views, self.stream)
+            self.graphs = Graphs(self.trainer, self.views, images, self.stream)
         except RuntimeError as error:
             log.warning("CUDA graphs are not possible here (%s); training goes on without", one_line(error))
             self.captures = False
@@ -139,41 +146,88 @@ def why_no_graphs(trainer: Trainer) -> str | None:
 
 
 class Graphs:
-    """`Trainer.step` as two CUDA graphs with the predictor's update between them.
+    """Augmentation and `Trainer.step` as two CUDA graphs with the predictor's update between them.
 
     Capturing runs nothing, so it leaves the state of the trainer as it is.
+
+    Args:
+        trainer: whose step it is.
+        augment: makes two views of images, with a generator.
+        images: as each step gets them.
+        stream: in which to capture.
     """
 
-    def __init__(self, trainer: Trainer, views: tuple[Tensor, Tensor], stream):
-        self.predictor, self.views = trainer.predictor, [view.clone() for view in views]
+    def __init__(self, trainer: Trainer, augment, images: Tensor, stream):
+        self.predictor, self.images = trainer.predictor, images.clone()
+        self.generator = Generator(images.device)  # the one that a replay draws from
 
         def project() -> list[Tensor]:
-            z = trainer.project(*self.views)
-            return [torch.cat(z).detach(), *z]
+            views = augment(self.images, self.generator)
+            z = trainer.project(*views)
+            return [torch.cat(z).detach(), *views, *z]
 
         def learn() -> list[Tensor]:
-            loss = trainer.loss(self.projected[1:], *self.views)
+            _, x1, x2, *z = self.projected
+            loss = trainer.loss(z, x1, x2)
             trainer.descend(loss)
             return [loss.detach()]
 
-        self.project, self.projected = capture(project, stream)
+        self.project, self.projected = capture(project, stream, generator=self.generator)
         self.learn, self.loss = capture(learn, stream, self.project.pool())
 
-    def replay(self, views: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """One step on these views; the tensors returned are the same at every call."""
-        torch._foreach_copy_(self.views, list(views))
+    def replay(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """One step on these images; the tensors returned are the same at every call."""
+        self.images.copy_(images)
+        self.generator.set_state(generator.get_state())
         self.project.replay()
+        generator.set_state(self.generator.get_state())
         self.predictor.update(self.projected[0])
         self.learn.replay()
-        return self.loss[0], self.projected[1].detach()
+        return self.loss[0], self.projected[3].detach()
 
 
-def capture(function, stream, pool=None) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+def capture(function, stream, pool=None, generator=None) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
     """A graph that does what `function` does, and the tensors that a replay fills."""
     graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        graph.register_generator_state(generator)
     with torch.cuda.graph(graph, pool=pool, stream=stream):
         outputs = function()
     return graph, outputs
+
+
+def keep_views_apart(network: nn.Module, views: int) -> bool:
+    """Have each BatchNorm of a network take statistics of each view, where all views come in one pass.
+
+    Returns:
+        False, and the network is as it was, where it has a BatchNorm of another kind than torch's own.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    if any(type(layer).forward is not _BatchNorm.forward or layer.momentum is None for layer in layers):
+        return False
+    for layer in layers:
+        layer.forward = functools.partial(batch_norm, layer, views)
+    return True
+
+
+def batch_norm(layer: _BatchNorm, views: int, x: Tensor) -> Tensor:
+    """As the layer's own forward on one view after the other, which x (views N, C, ...) has in turn."""
+    if not layer.training:
+        return type(layer).forward(layer, x)
+    parts = x.unflatten(0, (views, -1)).to(torch.promote_types(x.dtype, torch.float32))  # (V, N, C, ...)
+    var, mean = torch.var_mean(parts, [1, *range(3, parts.ndim)], correction=0, keepdim=True)
+    if layer.track_running_stats:
+        with torch.no_grad():
+            layer.num_batches_tracked += views
+            unbiased = 1 + 1 / (parts[0, :, 0].numel() - 1)
+            for own_mean, own_var in zip(mean.flatten(1), var.flatten(1), strict=True):  # (C,)
+                layer.running_mean.lerp_(own_mean, layer.momentum)
+                layer.running_var.lerp_(own_var * unbiased, layer.momentum)
+    y = (parts - mean) * (var + layer.eps).rsqrt()
+    if layer.affine:
+        shape = (-1, *(1,) * (parts.ndim - 3))
+        y = y * layer.weight.view(shape) + layer.bias.view(shape)
+    return y.flatten(0, 1).to(x.dtype)
 
 
 def one_line(error: Exception) -> str:

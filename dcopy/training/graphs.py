@@ -214,48 +214,19 @@ def batch_norm(layer: _BatchNorm, views: int, x: Tensor) -> Tensor:
     """As the layer's own forward on one view after the other, which x (views N, C, ...) has in turn."""
     if not layer.training:
         return type(layer).forward(layer, x)
-    parts = x.unflatten(0, (views, -1))  # (V, N, C, ...)
-    dims = [1, *range(3, parts.ndim)]
-    with torch.no_grad():
-        wide = parts.to(torch.promote_types(x.dtype, torch.float32))
-        var, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)  # (V, 1, C, ...)
-        if layer.track_running_stats:
+    parts = x.unflatten(0, (views, -1)).transpose(0, 1).flatten(1, 2)  # (N, V C, ...): more channels
+    affine = [part if part is None else part.repeat(views) for part in (layer.weight, layer.bias)]
+    y, mean, invstd = torch.native_batch_norm(parts, *affine, None, None, True, 0.0, layer.eps)
+    if layer.track_running_stats:
+        with torch.no_grad():
             layer.num_batches_tracked += views
-            unbiased = 1 + 1 / (parts[0, :, 0].numel() - 1)
-            for own_mean, own_var in zip(mean.flatten(1), var.flatten(1), strict=True):  # (C,)
+            mean, invstd = mean.to(layer.running_mean), invstd.to(layer.running_mean)
+            count = parts.numel() // parts.shape[1]
+            var = (invstd.pow(-2) - layer.eps) * (count / (count - 1))  # unbiased
+            for own_mean, own_var in zip(mean.view(views, -1), var.view(views, -1), strict=True):  # (C,)
                 layer.running_mean.lerp_(own_mean, layer.momentum)
-                layer.running_var.lerp_(own_var * unbiased, layer.momentum)
-        invstd = (var + layer.eps).rsqrt()
-    return Normalize.apply(parts, mean, invstd, layer.weight, layer.bias, dims).flatten(0, 1)
-
-
-class Normalize(torch.autograd.Function):
-    """y = x^ weight + bias, x^ = (x - mean) invstd, where mean and invstd are those of x over `dims`.
-
-    The gradient is dx = weight invstd (dy - mean(dy) - x^ mean(dy x^)): two sums over what dy and x hold, where
-    the gradient that PyTorch derives takes more.
-    """
-
-    @staticmethod
-    def forward(ctx, x, mean, invstd, weight, bias, dims):
-        ctx.save_for_backward(x, mean, invstd, weight)
-        ctx.dims = dims
-        y = (x - mean) * invstd
-        if weight is not None:
-            y = y * weight.view(mean[0].shape) + bias.view(mean[0].shape)
-        return y.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, mean, invstd, weight = ctx.saved_tensors
-        x_hat, wide = (x - mean) * invstd, dy.to(mean.dtype)
-        d_bias = wide.sum(ctx.dims, keepdim=True)  # (V, 1, C, ...), of each view
-        d_weight = (wide * x_hat).sum(ctx.dims, keepdim=True)
-        count = x[0].numel() // x.shape[2]
-        scale = invstd if weight is None else invstd * weight.view(mean[0].shape)
-        dx = scale * (wide - d_bias / count - x_hat * (d_weight / count))
-        own = (None, None) if weight is None else (d_weight.sum(0).flatten(), d_bias.sum(0).flatten())
-        return dx.to(x.dtype), None, None, *own, None
+                layer.running_var.lerp_(own_var, layer.momentum)
+    return y.unflatten(1, (views, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def one_line(error: Exception) -> str:

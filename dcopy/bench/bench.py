@@ -21,7 +21,7 @@ from ..data import augment
 from ..predictors import Predictor, SetPredictor, build_predictor
 from ..training.graphs import WARMUP, FastStep
 from ..training.step import Trainer
-from .measure import Clock, PeakMemory, count, gpu_clocks, matrix_tflop_per_second
+from .measure import Clock, PeakMemory, by_kind, count, gpu_clocks, kernels, matrix_tflop_per_second
 
 DIMS = (64, 128, 256, 512, 1024, 2048)
 LARGE_DIM = 4096  # takes a CPU seconds an update
@@ -108,7 +108,8 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile
         parts (part, ms and share; means over the steps), step_ms (one a step), ms (their mean),
         images_per_second, tflop and tflop_per_second of a step, matrix_tflop_per_second (see there; of the
         same precision), compiled (whether it was), captured (ms and the two rates of the step as
-        pretraining does it on a GPU, in CUDA graphs, which show no parts; None where it is not captured),
+        pretraining does it on a GPU, in CUDA graphs, and as parts its kernels by what they do; None where it
+        is not captured),
         seconds_to_compile (the first step), clocks (see `gpu_clocks`), and memory (see `memory_estimate`;
         measured is the peak, or None where it cannot be read).
 
@@ -129,6 +130,7 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile
         first_ms = clock.ms([start, clock.now()])[0]
         times = part_times(fast_step, images, generator, clock, warmup + steps)[warmup:]
         captured_ms = captured_step_ms(fast_step, images, generator, clock, steps)
+        timed = kernels(lambda: fast_step(images, generator)) if captured_ms else []
         clocks = gpu_clocks(device)  # while they are still up
     limit = matrix_tflop_per_second(device, trainer.precision)
     step_ms = [sum(parts.values()) for parts in times]
@@ -146,7 +148,7 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile
         "tflop": flop / 1e12,
         "matrix_tflop_per_second": limit,
         "compiled": fast_step.compiled,
-        "captured": captured_ms and rates(captured_ms),
+        "captured": captured_ms and rates(captured_ms) | {"parts": by_kind(timed)},
         "seconds_to_compile": first_ms / 1e3 if fast_step.compiled else None,
         "clocks": clocks,
         "memory": {**memory_estimate(trainer, kept, images), "measured": peak.bytes},
@@ -263,6 +265,8 @@ def print_tables(record: dict) -> None:
         captured = step["captured"]
         print(f"  in CUDA graphs: {captured['ms']:.2f} ms, {captured['images_per_second']:,.0f} images/s, "
               f"{captured['tflop_per_second']:.3g} TFLOP/s")  # fmt: skip
+        for row in captured["parts"]:
+            print(f"  {row['part']:38}{row['ms']:8.2f} ms{row['share']:9.1%}{row['kernels']:7.0f} kernels")
     if step["compiled"]:
         print(f"  compiling took {step['seconds_to_compile']:.0f} s")
     if step["clocks"]:

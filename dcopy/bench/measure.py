@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import gc
 import itertools
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +17,19 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..training.step import LOW
+
+KINDS = {  # of a GPU's kernels, by what their names hold; the first that fits
+    "convolutions, forward": "fprop|convolve|precompute_indices",
+    "convolutions, gradient of inputs": "dgrad",
+    "convolutions, gradient of weights": "wgrad|ReduceSplitK|ImplicitGemmConvolution",
+    "change of layout for convolutions": "nhwcToNchw|nchwToNhwc|nhwcAddPadding",
+    "BatchNorm, with what is fused into it": "batch_norm",
+    "optimizer and EMA": "multi_tensor_apply",
+    "weights to a lower precision": r"poi_fused__to_copy_\d+$",
+    "sums of both views' gradients": r"vectorized.*CUDAFunctor_add<float>",
+    "products of matrices": "gemm|nvjet|splitK",
+}
+OTHER = "augmentation, loss, predictor, counters"
 
 
 def positive(text: str) -> int:
@@ -140,3 +154,33 @@ def gpu_clocks(device) -> dict | None:
         return {name: float(value) for name, value in zip(names, answer.stdout.split(","), strict=True)}
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
+
+
+def kernels(step, steps: int = 5) -> list[tuple[str, float, float]]:
+    """Name, milliseconds a step and number a step of each kernel that a GPU runs in `step()`."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    return [
+        (event.key, event.self_device_time_total / 1e3 / steps, event.count / steps)
+        for event in profile.key_averages()
+        if event.self_device_time_total > 0
+    ]
+
+
+def by_kind(timed: list[tuple[str, float, float]]) -> list[dict]:
+    """What `kernels` found, summed by what they do: part, ms, share and kernels (a step), the longest first.
+
+    >>> by_kind([("sm90_fprop", 3.0, 4.0), ("triton_batch_norm", 1.0, 2.0), ("sm80_fprop", 1.0, 1.0)])[0]
+    {'part': 'convolutions, forward', 'ms': 4.0, 'share': 0.8, 'kernels': 5.0}
+    """
+    sums: dict[str, list[float]] = {}
+    for name, ms, count in timed:
+        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), OTHER)
+        total = sums.setdefault(kind, [0.0, 0.0])
+        total[0] += ms
+        total[1] += count
+    whole = sum(ms for ms, _ in sums.values())
+    rows = [{"part": kind, "ms": ms, "share": ms / whole, "kernels": n} for kind, (ms, n) in sums.items()]
+    return sorted(rows, key=lambda row: -row["ms"])

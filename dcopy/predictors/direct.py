@@ -13,7 +13,6 @@ from .running import Predictor, at_least_float32, is_finite, is_whole
 
 log = logging.getLogger(__name__)
 
-SMALL = 128  # D up to which LAPACK decomposes faster than a GPU, whose host waits in any case
 NEVER_SET = (
     "{}'s W_p is still the identity, so it predicts like no predictor at all; call update(z) before "
     "forward(z), or build it with calls_per_step"
@@ -65,15 +64,14 @@ class SetPredictor(Predictor):
     def eigh(self, F: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues (D,), ascending and clipped at 0, and eigenvectors (D, D) of a correlation.
 
-        Up to D = SMALL the CPU does it. cuSOLVER fails on some matrices of low rank, which is what collapse
-        makes (pytorch/pytorch#105359); those are decomposed on the CPU and counted in `eigh_fallbacks`. NaN
-        and infinity give NaN, for the training loop to report.
+        cuSOLVER fails on some matrices of low rank, which is what collapse makes (pytorch/pytorch#105359);
+        those are decomposed on the CPU and counted in `eigh_fallbacks`. NaN and infinity give NaN, for
+        the training loop to report.
         """
         F = at_least_float32(F)
         symmetric = (F + F.T) / 2
         try:
-            place = "cpu" if len(F) <= SMALL else F.device
-            s, U = (part.to(F.device) for part in torch.linalg.eigh(symmetric.to(place)))
+            s, U = torch.linalg.eigh(symmetric)
         except torch.linalg.LinAlgError:
             if not torch.isfinite(symmetric).all():
                 return torch.full_like(symmetric[0], torch.nan), torch.full_like(symmetric, torch.nan)

@@ -16,6 +16,7 @@ from ..config import METHODS, TrainConfig
 from ..evaluation import evaluate
 from ..training import health
 from ..workflow import plan, presets
+from . import comparison
 from .tables import BASELINES, ORDER
 
 DATA = {  # name: preset
@@ -41,7 +42,6 @@ PAIRS = [  # claim, first, second: the first minus the second
 MARGIN = 2.0  # points by which a method may lie behind one that it rivals
 FEW = 10  # labels a class in claim d
 NOT_RUN = "not run"
-DIMENSION = 128  # D in claim f
 
 
 def load(folder: Path, preset: str) -> list[dict]:
@@ -228,26 +228,6 @@ def _dropped(folder: Path, preset: str) -> tuple[str, list[str]] | None:
     return sentence, [plan.shortest(_decays(folder, preset))]
 
 
-def _cost(folder: Path, name: str) -> tuple[str, list[str]] | None:
-    path = results.own_or_reference(folder / "bench") / name
-    if not path.exists():
-        return None
-    record = results.read_json(path)
-    ms = {row["label"]: row["ms"] for row in record["predictors"] if row["dim"] == DIMENSION}
-    copy, pred = METHODS["directcopy"], METHODS["directpred"]
-    if not {copy, pred} <= ms.keys():
-        return None
-    times = [
-        f"{ms[label]:.2f} ms with {label} ({100 * ms[label] / record['step']['ms']:.2g} % of a step)"
-        for label in (copy, pred)
-    ]
-    sentence = (
-        f"an update at D = {DIMENSION} takes {times[0]} and {times[1]} on {record['provenance']['device']}: "
-        f"{ms[pred] / ms[copy]:.1f} times as long"
-    )
-    return sentence, [plan.shortest(path)]
-
-
 def sources(folder: Path) -> dict[str, str]:
     """Where the numbers of each preset are from: the folder's own results, else the reference."""
     names = (*DATA.values(), *DECAYS.values(), "bench")
@@ -278,8 +258,8 @@ def findings(folder: str | Path) -> list[dict]:
             add(claim, data, function(own))
     for data, preset in DECAYS.items():
         add("e", data, _dropped(folder, preset))
-    for data, name in (("processor", "cpu.json"), ("GPU", "gpu-bf16-directpred.json")):
-        add("f", data, _cost(folder, name))
+    add("f", "processor", comparison.update_cost(folder))
+    add("f", "GPU", comparison.step_cost(folder))
     return rows
 
 

@@ -10,9 +10,13 @@ from pathlib import Path
 import pandas as pd
 
 from .. import results
+from ..config import METHODS
+from ..workflow import plan
 from .tables import mean_std
 
 NOTHING = "—"  # in a cell: not measured
+DIMENSION = 128  # D of the updates that claim (f) compares
+COPY, PRED = METHODS["directcopy"], METHODS["directpred"]
 BASE = "BYOL, lightly, fp32"  # whose speed is 1
 
 
@@ -37,18 +41,21 @@ def what(record: dict) -> str:
 
 
 def of_limit(step: dict) -> str:
-    """A step's floating-point operations a second as a share of what a matrix product reaches there."""
+    """A step's operations a second, as pretraining runs it, as a share of a matrix product's there."""
     limit = step.get("matrix_tflop_per_second")  # older files have none
-    return f"{100 * step['tflop_per_second'] / limit:.0f} %" if limit else NOTHING
+    fastest = step.get("captured") or step
+    return f"{100 * fastest['tflop_per_second'] / limit:.0f} %" if limit else NOTHING
 
 
 def step_parts(record: dict) -> pd.DataFrame:
-    """The parts of a step, their sum, and the same step replayed as CUDA graphs where that was measured."""
+    """The parts of a step and their sum; of one in CUDA graphs, the GPU's kernels by what they do."""
     step = record["step"]
+    captured = step.get("captured")
     rows = [*step["parts"], {"part": "whole step", "ms": step["ms"], "share": 1.0}]
-    if captured := step.get("captured"):
+    if captured:
         share = captured["ms"] / step["ms"]
         rows.append({"part": "whole step as CUDA graphs", "ms": captured["ms"], "share": share})
+        rows += [row | {"part": f"of it {row['part']}"} for row in captured.get("parts", [])]
     return pd.DataFrame(
         {"part": row["part"], "ms": f"{row['ms']:,.2f}", "share, %": f"{100 * row['share']:.1f}"}
         for row in rows
@@ -74,10 +81,48 @@ def speeds(records: dict[str, dict]) -> list[dict]:
                 "speed relative to a large matrix product": of_limit(step),
                 "augmentation takes": share["augmentation"],
                 "predictor update takes": share["predictor update"],
-                "images/s, CUDA graphs": f"{captured['images_per_second']:,.0f}" if captured else NOTHING,
+                "as CUDA graphs, ms": f"{captured['ms']:,.1f}" if captured else NOTHING,
+                "as CUDA graphs, images/s": f"{captured['images_per_second']:,.0f}" if captured else NOTHING,
             }
         )
     return rows
+
+
+def update_cost(folder: Path) -> tuple[str, list[str]] | None:
+    """DirectCopy's update beside DirectPred's on a processor, as a sentence, with the file behind it."""
+    path = results.own_or_reference(folder / "bench") / "cpu.json"
+    if not path.exists():
+        return None
+    record = results.read_json(path)
+    ms = {row["label"]: row["ms"] for row in record["predictors"] if row["dim"] == DIMENSION}
+    if not {COPY, PRED} <= ms.keys():
+        return None
+    times = [
+        f"{ms[label]:.2f} ms with {label} ({100 * ms[label] / record['step']['ms']:.2g} % of a step)"
+        for label in (COPY, PRED)
+    ]
+    sentence = (
+        f"an update at D = {DIMENSION} takes {times[0]} and {times[1]} on {record['provenance']['device']}: "
+        f"{ms[PRED] / ms[COPY]:.1f} times as long"
+    )
+    return sentence, [plan.shortest(path)]
+
+
+def step_cost(folder: Path) -> tuple[str, list[str]] | None:
+    """A whole step with either on a GPU as a sentence, with the files behind it."""
+    place = results.own_or_reference(folder / "bench")
+    paths = [place / f"gpu-bf16-{method}.json" for method in ("directcopy", "directpred")]
+    records = [results.read_json(path) for path in paths if path.exists()]
+    ms = [record["step"]["captured"]["ms"] for record in records if record["step"].get("captured")]
+    if len(ms) < 2:
+        return None
+    config, device = records[0]["config"], records[0]["provenance"]["device"]
+    what = f"{config['encoder']}, batch {config['batch_size']}, bf16, {device}"
+    sentence = (
+        f"a whole step takes {ms[0]:.1f} ms with {COPY} and {ms[1]:.1f} ms with {PRED} ({what}): "
+        f"{ms[1] / ms[0]:.2f} times as long"
+    )
+    return sentence, [plan.shortest(path) for path in paths]
 
 
 def lightly(record: dict) -> pd.DataFrame:

@@ -1,20 +1,18 @@
 """Augmentation and step as one call, as fast as the device allows; what they compute stays as it is.
 
-On a GPU the networks and the augmentation are compiled, both views pass a network together, and after a few
-steps the work of a step is captured as two CUDA graphs and replayed. The predictor's update lies between the
-graphs and runs as it is written: DirectPred's `eigh` waits for the host, which no graph can hold, and `freq`
-is a condition. Where compiling or capturing is not possible, one line says so and training goes on without.
+On a GPU the networks and the augmentation are compiled, and after a few steps the work of a step is
+captured as two CUDA graphs and replayed. The predictor's update lies between the graphs and runs as it
+is written: DirectPred's `eigh` waits for the host, which no graph can hold, and `freq` is a condition.
+Where compiling or capturing is not possible, one line says so and training goes on without it.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 
 import torch
-from torch import Generator, Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Generator, Tensor
 
 from ..data.augment import Augmentation, require_batch
 from .ranks import Alone
@@ -56,8 +54,6 @@ class FastStep:
         self.steps, self.graphs = 0, None
         if self.compiled:
             self.applies = [torch.compile(apply, dynamic=False) for apply in self.applies]
-        if self.is_cuda and trainer.config.batchnorm == "per-view" and trainer.config.symmetric_loss:
-            trainer.joined = {network for network in self.networks if keep_views_apart(network, 2)}
         for network in self.networks:  # its forward alone: hooks stay outside
             network.forward = torch.compile(network.forward, dynamic=False)
         self.stream = None
@@ -116,10 +112,8 @@ class FastStep:
                 "torch.compile is not possible here (%s); training goes on without it", one_line(error)
             )
         self.compiled, self.applies = False, [view.apply for view in self.augmentation.views]
-        self.trainer.joined = set()
-        for network in self.networks:  # whose classes' own forwards are there again
-            for module in network.modules():
-                vars(module).pop("forward", None)
+        for network in self.networks:
+            del network.forward  # the class's own is there again
         for part, state in zip(parts, before[0], strict=True):
             part.load_state_dict(state)
         generator.set_state(before[1])
@@ -194,39 +188,6 @@ def capture(function, stream, pool=None, generator=None) -> tuple[torch.cuda.CUD
     with torch.cuda.graph(graph, pool=pool, stream=stream):
         outputs = function()
     return graph, outputs
-
-
-def keep_views_apart(network: nn.Module, views: int) -> bool:
-    """Have each BatchNorm of a network take statistics of each view, where all views come in one pass.
-
-    Returns:
-        False, and the network is as it was, where it has a BatchNorm of another kind than torch's own.
-    """
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
-    if any(type(layer).forward is not _BatchNorm.forward or layer.momentum is None for layer in layers):
-        return False
-    for layer in layers:
-        layer.forward = functools.partial(batch_norm, layer, views)
-    return True
-
-
-def batch_norm(layer: _BatchNorm, views: int, x: Tensor) -> Tensor:
-    """As the layer's own forward on one view after the other, which x (views N, C, ...) has in turn."""
-    if not layer.training:
-        return type(layer).forward(layer, x)
-    parts = x.unflatten(0, (views, -1)).transpose(0, 1).flatten(1, 2)  # (N, V C, ...): more channels
-    affine = [part if part is None else part.repeat(views) for part in (layer.weight, layer.bias)]
-    y, mean, invstd = torch.native_batch_norm(parts, *affine, None, None, True, 0.0, layer.eps)
-    if layer.track_running_stats:
-        with torch.no_grad():
-            layer.num_batches_tracked += views
-            mean, invstd = mean.to(layer.running_mean), invstd.to(layer.running_mean)
-            count = parts.numel() // parts.shape[1]
-            var = (invstd.pow(-2) - layer.eps) * (count / (count - 1))  # unbiased
-            for own_mean, own_var in zip(mean.view(views, -1), var.view(views, -1), strict=True):  # (C,)
-                layer.running_mean.lerp_(own_mean, layer.momentum)
-                layer.running_var.lerp_(own_var, layer.momentum)
-    return y.unflatten(1, (views, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def one_line(error: Exception) -> str:

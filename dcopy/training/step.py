@@ -53,7 +53,6 @@ class Trainer:
         fits = is_cuda if config.library else config.width % 8 == 0 and self.device.type != "mps"
         layout = torch.channels_last if fits else torch.contiguous_format
         self.parts = {"online": self.online, "target": self.target, "predictor": self.predictor}
-        self.joined: set[nn.Module] = set()  # take both views in one pass, as if each came alone
         if self.target is self.online:
             del self.parts["target"]
         else:
@@ -189,7 +188,7 @@ class Trainer:
 
     def _views(self, module: nn.Module, views) -> list[Tensor]:
         """One pass a view, each with its own BatchNorm statistics, or one pass over all of them."""
-        if self.config.batchnorm == "per-view" and module not in self.joined:
+        if self.config.batchnorm == "per-view":
             return [module(view) for view in views]
         return list(module(torch.cat(tuple(views))).chunk(len(views)))
 

@@ -217,6 +217,12 @@ def test_each_sentence_is_recomputed_from_its_files(which, written):
             medians = [float(decays[i]["sigma2_survivors"]) for i in (0, -1)]
             assert found[-2:] == pytest.approx(medians, abs=0.0051)
             assert ("where the theory" in row["finding"]) == (medians[1] >= medians[0])
+        elif row["data"] == "GPU":
+            records = [json.loads((ROOT / path).read_text(encoding="utf-8")) for path in row["files"]]
+            assert [record["config"]["method"] for record in records] == ["directcopy", "directpred"]
+            times = [record["step"]["captured"]["ms"] for record in records]
+            assert found[:2] == pytest.approx(times, abs=0.051)
+            assert found[-1] == pytest.approx(times[1] / times[0], abs=0.0051)
         else:
             record = json.loads((ROOT / row["files"][0]).read_text(encoding="utf-8"))
             ms = {r["label"]: r["ms"] for r in record["predictors"] if r["dim"] == 128}

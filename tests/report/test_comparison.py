@@ -40,6 +40,28 @@ def test_a_step_as_graphs_is_shown_where_it_was_measured():
     assert comparison.step_parts(not_there).equals(comparison.step_parts(BENCH))
 
 
+def test_a_step_as_graphs_is_shown_by_its_kernels():
+    record = with_graphs()
+    record["step"]["captured"]["parts"] = [
+        {"part": "convolutions", "ms": 900.0, "share": 0.6, "kernels": 80.0}
+    ]
+    (last,) = comparison.step_parts(record).tail(1).to_numpy().tolist()
+    assert last == ["of it convolutions", "900.00", "60.0"]
+
+
+def test_whole_steps_on_a_gpu_are_compared_in_a_sentence(tmp_path):
+    assert comparison.step_cost(tmp_path / "nowhere") is not None  # that of the reference
+    for method, ms in (("directcopy", 8.0), ("directpred", 12.0)):
+        record = with_graphs()
+        record["step"]["captured"]["ms"] = ms
+        results.write_json(tmp_path / "bench" / f"gpu-bf16-{method}.json", record)
+    sentence, files = comparison.step_cost(tmp_path)
+    assert "takes 8.0 ms with DirectCopy and 12.0 ms with DirectPred" in sentence
+    assert sentence.endswith("a processor, 2 threads): 1.50 times as long") and len(files) == 2
+    results.write_json(tmp_path / "bench" / "gpu-bf16-directpred.json", BENCH)  # not captured
+    assert comparison.step_cost(tmp_path) is None
+
+
 def test_a_benchmark_is_a_row():
     rows = comparison.speeds({"cpu": BENCH, "gpu": with_graphs()})
     assert [row["benchmark"] for row in rows] == ["cpu", "gpu"]
@@ -47,7 +69,8 @@ def test_a_benchmark_is_a_row():
     assert (first["device"], first["precision"], first["batch"]) == ("a processor, 2 threads", "bf16", 128)
     assert (first["ms a step"], first["images/s"]) == ("2,000.0", "64")
     assert (first["augmentation takes"], first["predictor update takes"]) == ("25.0 %", "1.5 %")
-    assert [row["images/s, CUDA graphs"] for row in rows] == ["—", "85"]
+    assert [row["as CUDA graphs, images/s"] for row in rows] == ["—", "85"]
+    assert [row["as CUDA graphs, ms"] for row in rows] == ["—", "1,500.0"]
     assert first["speed relative to a large matrix product"] == "80 %" and "at 80 % of" in comparison.what(
         BENCH
     )

@@ -10,7 +10,7 @@ from helpers.tiny import tiny_config, tiny_images
 from dcopy.data import augment
 from dcopy.training import graphs
 from dcopy.training.batches import InMemory
-from dcopy.training.graphs import FastStep, keep_views_apart
+from dcopy.training.graphs import FastStep
 from dcopy.training.ranks import Alone
 from dcopy.training.step import Trainer
 
@@ -109,31 +109,6 @@ def test_where_compiling_fails_the_step_is_taken_back_and_done_without(where, mo
     assert [record.message for record in caplog.records] == [
         "torch.compile is not possible here (no working C++ compiler); training goes on without it"
     ]
-
-
-@pytest.mark.parametrize("compile", [False, True])
-def test_two_views_in_one_pass_have_statistics_of_their_own(compile):
-    apart, joined = make(), make()
-    networks = joined.trainer.online, joined.trainer.target
-    joined.trainer.joined = {network for network in networks if keep_views_apart(network, 2)}
-    assert len(joined.trainer.joined) == 2
-    if compile:
-        for network in networks:
-            network.forward = torch.compile(network.forward, dynamic=False)
-    torch.testing.assert_close(losses(joined), losses(apart), atol=1e-4, rtol=1e-4)
-    for name, tensor in apart.trainer.tensors().items():
-        torch.testing.assert_close(joined.trainer.tensors()[name], tensor, atol=1e-4, rtol=1e-3)
-    encoder = joined.trainer.online.encoder.eval()
-    images = torch.rand(4, 1, 16, 16)
-    torch.testing.assert_close(
-        encoder(images), apart.trainer.online.encoder.eval()(images), atol=1e-4, rtol=1e-3
-    )
-
-
-def test_a_network_with_batchnorm_of_another_kind_has_a_pass_for_each_view():
-    network = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2, momentum=None))
-    assert not keep_views_apart(network, 2) and "forward" not in vars(network[0])
-    assert not keep_views_apart(torch.nn.Sequential(torch.nn.SyncBatchNorm(2)), 2)
 
 
 def test_compiled_code_is_used(monkeypatch):

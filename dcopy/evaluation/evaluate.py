@@ -21,10 +21,9 @@ from ..training.runs import Run, read_result
 from .features import RawPixels, extract_features, random_encoder
 from .probes import (
     C_GRID,
-    DRAWS_OF_MANY,
     LABELS_PER_CLASS,
-    MANY,
     SHARES,
+    draws_of,
     knn_probe,
     label_efficiency,
     linear_probe,
@@ -64,11 +63,10 @@ def protocol(images: ImageData, draws: int = 20, k: int = 200) -> dict:
         numbers = [round(share * len(images.train) / len(images.classes)) for share in SHARES]
         linear = {"linear": "SGD on random crops", "lr_grid": list(LR_GRID)}
     numbers = [n for n in numbers if n <= smallest]
-    many = [n * len(images.classes) >= MANY for n in numbers]
-    few_draws = min(draws, DRAWS_OF_MANY)
+    taken = [draws_of(n, len(images.classes), draws) for n in numbers]
     return {
-        "draws": few_draws if all(many) else draws,
-        **({"draws_of_many": few_draws} if any(many) else {}),
+        "draws": max(taken, default=draws),
+        **({"draws_of_many": min(taken)} if min(taken, default=draws) < draws else {}),
         "k": k,
         "C_grid": list(C_GRID),
         **linear,

@@ -244,7 +244,7 @@ def label_efficiency(
     test_x, records, classes = scaler.transform(test_x), [], len(np.unique(train_y))
     for number in labels_per_class:
         accuracies, many = [], number * classes >= MANY
-        for draw in range(min(draws, DRAWS_OF_MANY) if many else draws):
+        for draw in range(draws_of(number, classes, draws)):
             chosen = choose_labels(train_y, number, draw)
             fit = scaler.transform(train_x[chosen]), train_y[chosen]
             probe = LogisticRegression(C=C, max_iter=1000)
@@ -261,6 +261,11 @@ def label_efficiency(
             }
         )
     return records
+
+
+def draws_of(number: int, classes: int, draws: int) -> int:
+    """How many draws of `number` labels a class are taken where `draws` are asked for."""
+    return min(draws, DRAWS_OF_MANY) if number * classes >= MANY else draws
 
 
 def choose_labels(labels: np.ndarray, number: int, draw: int) -> np.ndarray:

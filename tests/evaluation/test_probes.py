@@ -302,9 +302,9 @@ def test_many_labels_are_drawn_less_often_and_the_protocol_says_so(monkeypatch):
     assert [len(record["accuracies"]) for record in records] == [7, 7, 3, 3]
     digits = data.load("digits")
     for most, draws in ((10, {"draws": 3, "draws_of_many": 3}), (1000, {"draws": 7, "draws_of_many": 3})):
-        monkeypatch.setattr(evaluate, "MANY", most)
+        monkeypatch.setattr(probes, "MANY", most)
         assert evaluate.protocol(digits, draws=7).items() >= draws.items()
-    monkeypatch.setattr(evaluate, "MANY", 1001)
+    monkeypatch.setattr(probes, "MANY", 1001)
     assert evaluate.protocol(digits)["draws"] == 20 and "draws_of_many" not in evaluate.protocol(digits)
 
 

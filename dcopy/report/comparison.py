@@ -50,9 +50,8 @@ def of_limit(step: dict) -> str:
 def step_parts(record: dict) -> pd.DataFrame:
     """The parts of a step and their sum; of one in CUDA graphs, the GPU's kernels by what they do."""
     step = record["step"]
-    captured = step.get("captured")
     rows = [*step["parts"], {"part": "whole step", "ms": step["ms"], "share": 1.0}]
-    if captured:
+    if captured := step.get("captured"):
         share = captured["ms"] / step["ms"]
         rows.append({"part": "whole step as CUDA graphs", "ms": captured["ms"], "share": share})
         rows += [row | {"part": f"of it {row['part']}"} for row in captured.get("parts", [])]

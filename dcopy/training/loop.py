@@ -228,7 +228,8 @@ class _Loop:
         due = unsaved > self.checkpoint_seconds or (at_end and SAVING * unsaved > self.saving)
         reason, due = self.group.agree(reason, due or self.epoch == self.config.epochs)
         if reason or due:
-            self.check_finite()
+            if not at_end:  # where `end_epoch` has checked
+                self.check_finite()
             self.save()
         if reason:
             done = f"after {self.epoch} of {self.config.epochs} epochs and {self.step} of {self.steps} steps"

@@ -216,7 +216,9 @@ def _check(source: Source, folder: Path, pool) -> dict:
             whole.facts["skipped"] += facts["skipped"]
             whole.note(facts["brightest"])
         sha = hashlib.sha256()
-        for digest in pool.map(_digest, shards):
+        # Opened in this thread: NumPy parses an index's header with `ast`, which in several threads of
+        # Python 3.11 fails now and then (python/cpython#106905).
+        for digest in pool.map(_digest, (StoredImages([shard], 1, "") for shard in shards)):
             sha.update(digest)
         for shard in shards:
             kept.update(index(shard)["label"].tolist())
@@ -232,15 +234,14 @@ def _check(source: Source, folder: Path, pool) -> dict:
     return {"classes": source.classes, "digests": digests, "images": counts, **whole.facts}
 
 
-def _digest(shard: Path) -> bytes:
+def _digest(images: StoredImages) -> bytes:
     """Digest of a shard's images, each of which has to begin as a JPEG does."""
-    sha, images = hashlib.sha256(), StoredImages([shard], 1, "")
+    sha = hashlib.sha256()
     for i in range(len(images)):
         data = images.jpeg(i)
         if not data.startswith(b"\xff\xd8"):
-            raise ValueError(
-                f"image {i} in {shown(shard)} is no JPEG; delete that file's .json to write it again"
-            )
+            shard = shown(images.shards[0])
+            raise ValueError(f"image {i} in {shard} is no JPEG; delete that file's .json to write it again")
         sha.update(hashlib.sha256(data).digest())
     return sha.digest()
 

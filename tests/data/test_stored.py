@@ -7,6 +7,7 @@ import pickle
 import signal
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,14 @@ def test_a_folder_goes_to_disk_where_it_would_take_half_of_the_memory(photos, ro
     for memory, kind in ((2 * size - 1, stored.StoredImages), (2 * size, torch.Tensor)):
         monkeypatch.setattr(machine, "memory", lambda memory=memory: memory)
         assert isinstance(read(photos, root).train, kind)
+
+
+def test_no_index_is_read_beside_another(photos, root, monkeypatch):
+    """NumPy parses its header, which CPython 3.11 does not do reliably in several threads."""
+    load, threads = np.load, set()
+    monkeypatch.setattr(np, "load", lambda *a, **k: threads.add(threading.current_thread()) or load(*a, **k))
+    assert len(read(photos, root).train) == 12
+    assert threads == {threading.main_thread()}
 
 
 def test_on_disk_and_in_memory_are_the_same_images(photos, root, monkeypatch):

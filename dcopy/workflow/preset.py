@@ -211,7 +211,7 @@ def snakemake(given: argparse.Namespace, folder: Path) -> list[str]:
 def unfinished(given: argparse.Namespace, jobs: list[plan.Job], folder: Path) -> list[plan.Job]:
     """The jobs that Snakemake would run."""
     pending = {job.done for job in jobs}
-    if folder.exists():
+    if finished(jobs):
         command = [*snakemake(given, folder), "--summary"]
         answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=utf8())
         if answer.returncode:

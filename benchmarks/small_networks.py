@@ -11,6 +11,7 @@ stopped, and several processes can share a file. Beside it is a table of all tri
 from __future__ import annotations
 
 import argparse
+import re
 import time
 
 import pandas as pd
@@ -180,7 +181,10 @@ def main() -> None:
     models.ENCODERS.update(CANDIDATES)
     config.CHOICES["encoder"] = tuple(models.ENCODERS)
     trials = [config.parse_options(text.split(",")) for text in arguments.trials] or TRIALS
-    first, every = (int(number) for number in arguments.part.split("/"))
+    part = re.fullmatch(r"(\d+)/(\d+)", arguments.part)
+    first, every = map(int, part.groups()) if part else (0, 0)
+    if first >= every:
+        parser.error(f"--part {arguments.part} is not allowed; it must be i/n, as 0/2 and 1/2")
     out = results.resolve(arguments.out)
     fit, held = split(data.load("cifar10"), arguments.seed)
     for fields in trials[first::every]:

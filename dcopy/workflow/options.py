@@ -59,7 +59,7 @@ def default_jobs() -> int:
 
 
 def local(given: argparse.Namespace) -> str:
-    return f"{given.jobs} at a time, {threads(given)} threads each"
+    return f"{given.jobs} at a time, OMP_NUM_THREADS={threads(given)} for each"
 
 
 def threads(given: argparse.Namespace) -> int:

@@ -49,7 +49,7 @@ class StoredImages:
         self.index = np.concatenate(parts) if parts else np.zeros(0, INDEX)
         self.shard = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
         self.shape = torch.Size((len(self.index), 3, size, size))
-        self._files: dict[int, int] = {}
+        self._files: dict[int, io.FileIO] = {}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -127,12 +127,12 @@ class StoredImages:
         """The bytes of image i."""
         shard, where = int(self.shard[i]), self.index[i]
         if shard not in self._files:
-            self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
-        return os.pread(self._files[shard], int(where["bytes"]), int(where["start"]))
+            self._files.setdefault(shard, io.FileIO(self.shards[shard]))  # one, whichever thread is first
+        return os.pread(self._files[shard].fileno(), int(where["bytes"]), int(where["start"]))
 
     def __del__(self):
         for file in self.__dict__.get("_files", {}).values():
-            os.close(file)
+            file.close()
 
 
 def index(shard: Path) -> np.ndarray:

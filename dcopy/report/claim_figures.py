@@ -77,7 +77,7 @@ def collapse(records: dict[str, list[dict]]) -> Figure:
                 ax.axhline(np.mean(heights), color=COLORS[method], lw=0.9, ls="--")
         ax.set_xlabel("effective rank of F")
     axes[0].set_ylabel("test accuracy (%)")
-    return _legend(figure, axes, records)
+    return _legend(figure, axes, records, lines=BASELINES)
 
 
 def labels(records: dict[str, list[dict]]) -> Figure:
@@ -99,12 +99,13 @@ def labels(records: dict[str, list[dict]]) -> Figure:
     return _legend(figure, axes, kept)
 
 
-def _legend(figure: Figure, axes, records: dict[str, list[dict]], methods=tuple(LABELS)) -> Figure:
+def _legend(figure: Figure, axes, records: dict[str, list[dict]], lines=()) -> Figure:
+    """A marker for each method in `records`, a dashed line for those in `lines`."""
     shown = {record["method"] for own in records.values() for record in own}
     handles = []
-    for method in (name for name in methods if name in shown):
-        style = {"color": COLORS[method], "marker": MARKERS[method], "ls": ""}
-        handles.append(plt.Line2D([], [], label=LABELS[method], **style))
+    for method in (name for name in LABELS if name in shown):
+        style = {"ls": "--", "lw": 0.9} if method in lines else {"ls": "", "marker": MARKERS[method]}
+        handles.append(plt.Line2D([], [], label=LABELS[method], color=COLORS[method], **style))
     axes[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 

@@ -246,6 +246,18 @@ def test_every_claim_has_a_figure_with_and_without_runs(written):
             plt.close(figure)
 
 
+def test_a_legend_shows_each_method_as_it_is_drawn(written):
+    records = {"CIFAR-10": claims.load(written, "cifar10-small")}
+    for figure, baseline in (
+        (claim_figures.collapse(records), ("--", "None")),
+        (claim_figures.labels(records), ("None", "P")),
+    ):
+        handles = figure.axes[-1].get_legend().legend_handles
+        shown = {handle.get_label(): (handle.get_linestyle(), handle.get_marker()) for handle in handles}
+        assert shown["DirectCopy"] == ("None", "o") and shown["raw pixels"] == baseline
+        plt.close(figure)
+
+
 def test_it_is_said_which_presets_are_ones_own(tmp_path, monkeypatch, written):
     monkeypatch.setattr(results, "reference", lambda: written)
     (config, *_) = presets.get("cifar10-small").runs()

@@ -126,7 +126,8 @@ def summarize(record: dict[str, list[float]], share: float = 0.01) -> dict[str, 
     survives = (eigenvalue > 0) & (eigenvalue >= share * eigenvalue.sum())
 
     def median(values: Tensor) -> float | None:
-        return values.median().item() if len(values) and values.median() < float("inf") else None
+        found = np.median(values) if len(values) else np.inf
+        return float(found) if np.isfinite(found) else None
 
     ranks = np.stack([rankdata(values) for values in (eigenvalue, sigma2)])  # equal ones share theirs
     differ = np.ptp(ranks, axis=1).all()

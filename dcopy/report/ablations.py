@@ -32,7 +32,9 @@ TITLES = {  # in words, for figures and sentences
 BESIDE = {"digits": "ablations", "CIFAR-10": "ablations-cifar10-small"}  # data: preset
 COMPARED = ("eps", "weight_decay", "ema")
 DIRECTIONS = {  # columns of `variance_summary`, in words
+    "healthy": "of these healthy",
     "sigma2_survivors": "median σ² of these",
+    "falls": "seeds in which it is below the first row's",
     "sigma2_dropped": "median σ² of the others",
     "rank_correlation": "rank correlation",
 }
@@ -218,8 +220,10 @@ def symmetry_finding(frame: pd.DataFrame) -> str:
     table = chosen.pivot_table(
         index=["seed", "predictor_bias"], columns="predictor_symmetric", values="accuracy"
     )
-    gap = table[True] - table[False]
+    gap = (table[True] - table[False]).groupby("seed").mean().dropna()
     told = "as they find" if gap.mean() < 0 else "the reverse of what they find on STL-10"
+    if gap.min() < 0 < gap.max():
+        told = "which the seeds do not decide"
     return (
         f"Without EMA, symmetric minus regular is {gap.mean():.1f} ± {gap.sem():.1f} points (paired, "
         f"n = {len(gap)}), {told}."
@@ -227,12 +231,24 @@ def symmetry_finding(frame: pd.DataFrame) -> str:
 
 
 def variance_summary(decay: pd.DataFrame, records: dict[str, dict]) -> pd.DataFrame:
-    """`variance.summarize` of every run of the weight-decay ablation, mean over seeds, a row a setting."""
+    """`variance.summarize` of every run of the weight-decay ablation, mean over seeds, a row a setting.
+
+    Beside it the number of runs, of healthy ones, and of seeds in which the survivors' σ² is below that
+    of the same seed in the first setting.
+    """
     if decay.empty:
         return pd.DataFrame({"weight decay": ["not run"]})
     summaries = pd.DataFrame([summarize(records[name]) for name in decay["name"]], dtype=float)
-    summaries.insert(0, "weight decay", decay["setting"].astype(str).to_numpy())
-    return summaries.groupby("weight decay", sort=False).mean().round(3).reset_index()
+    own = decay.reset_index(drop=True).join(summaries)
+    first = own[own["setting"] == own["setting"][0]].set_index("seed")["sigma2_survivors"]
+    own = own.assign(
+        **{"weight decay": own["setting"].astype(str), "runs": 1, "healthy": own["verdict"] == "healthy"},
+        falls=own["sigma2_survivors"] < own["seed"].map(first),
+    )
+    by = own.groupby("weight decay", sort=False)
+    table = by[["runs", "healthy"]].sum().join(by[[*summaries]].mean().round(3))
+    table.insert(list(table).index("sigma2_survivors") + 1, "falls", by["falls"].sum())
+    return table.reset_index()
 
 
 def variance_finding(decay: pd.DataFrame, records: dict[str, dict]) -> dict:

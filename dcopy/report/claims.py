@@ -218,12 +218,18 @@ def _dropped(folder: Path, preset: str) -> tuple[str, list[str]] | None:
         f"F {moved}; larger eigenvalues have less variance under augmentation at {agree} of "
         f"{len(correlations)} weight decays (rank correlation {ends})"
     )
-    medians = [float(row["sigma2_survivors"]) for row in (first, last) if row.get("sigma2_survivors")]
-    if len(medians) == 2:
-        as_expected = "as the" if medians[1] < medians[0] else "where the"
+    unwell = [row for row in rows if row.get("healthy") != row.get("runs")]
+    if unwell:
+        shown = ", ".join(f"{row['healthy']} of {row['runs']} at {row['weight decay']}" for row in unwell)
+        sentence += f". Not all runs are healthy: {shown}"
+    well = [row for row in rows if row.get("falls") and row["healthy"] == row["runs"]]
+    if len(well) > 1:
+        medians = [float(row["sigma2_survivors"]) for row in (well[0], well[-1])]
+        falls, runs = int(well[-1]["falls"]), int(well[-1]["runs"])
         sentence += (
-            f". The survivors' median variance goes from {medians[0]:.2f} to {medians[1]:.2f}, {as_expected} "
-            "theory's falling threshold would lower it"
+            f". Up to {well[-1]['weight decay']}, where all runs are healthy, the survivors' median variance "
+            f"goes from {medians[0]:.2f} to {medians[1]:.2f}: it falls in {falls} of {runs} seeds, and the "
+            "theory's falling threshold would lower it in all"
         )
     return sentence, [plan.shortest(_decays(folder, preset))]
 

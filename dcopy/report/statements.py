@@ -24,7 +24,7 @@ class Claim:
 
 CLAIMS = (
     Claim(
-        "Weight decay η is a threshold: a feature of variance σ² survives only if η < 1/(4(1 + σ²))",
+        "Weight decay η is a threshold: a feature of variance σ² survives only if η ≤ 1/(4(1 + σ²))",
         "01_linear_theory",
         "abstract",
         theory=(1, 2, 4),
@@ -36,7 +36,7 @@ CLAIMS = (
         theory=(3,),
     ),
     Claim(
-        "With q₋ < ε < q₊ DirectCopy escapes from any small start, and noisy features still die",
+        "With q₋ < ε < q₊ DirectCopy escapes from any small start, and features above their threshold still die",
         "01_linear_theory",
         theory=(5,),
     ),
@@ -95,7 +95,7 @@ CLAIMS = (
         table="own-trainer",
     ),
     Claim(
-        "CIFAR-10, % with all labels, small network, 16 epochs: DirectCopy rivals DirectPred",
+        "CIFAR-10, % with all labels, small network, 16 epochs: DirectCopy beside DirectPred",
         "05_paper_tables",
         "abstract",
         preset="cifar10-small",

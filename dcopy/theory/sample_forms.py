@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .closed_forms import Number, fixed_points
+from .closed_forms import Number, fixed_points, theorem_1
 
 
 def sgd_ball(
@@ -31,13 +31,15 @@ def sgd_ball(
         shift and radius, floats, in units of W.
 
     Raises:
-        ValueError: rank > dim, or a step size at which the discrete steps are unstable.
+        ValueError: rank > dim, a condition of `theorem_1` fails, or a step size at which the discrete steps
+            are unstable.
 
     >>> shift, radius = sgd_ball(0.16, 1.0, lr=0.02, batch=64, rho=0.9, dim=4, rank=2)
     >>> round(shift, 4), round(radius, 4)
     (-0.0036, 0.0126)
     """
     check_rank(rank, dim)
+    theorem_1(eta, variance)
     check_step(lr, eta, torch.tensor([0.0, variance]))
     q = fixed_points(eta, 0.0)[1].item()
     c, R = q**0.5, 2 * q * (2 * q - 1)
@@ -64,11 +66,15 @@ def finite_sample_error(pairs: Number, eta: float, variance: float, dim: int, ra
     Returns:
         Error in units of W, shaped as `pairs`.
 
+    Raises:
+        ValueError: rank > dim, or a condition of `theorem_1` fails.
+
     >>> errors = finite_sample_error(torch.tensor([100.0, 400.0]), 0.18, 1.0, dim=6, rank=3)
     >>> round((errors[0] / errors[1]).item(), 6)
     2.0
     """
     check_rank(rank, dim)
+    theorem_1(eta, variance)
     q = fixed_points(eta, 0.0)[1].item()
     c = q**0.5
     g = (eta / (1 - 4 * eta) ** 0.5 - q) / (2 * c)

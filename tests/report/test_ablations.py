@@ -150,6 +150,14 @@ def test_symmetry_without_ema_is_held_against_the_publication(symmetric, told):
     assert f"{100 * (symmetric - 0.5):.1f} ± 0.0 points (paired, n = 2)" in sentence and told in sentence
 
 
+def test_symmetry_counts_seeds_and_is_open_where_they_differ():
+    runs = [outcome(accuracy, method="linear", ema=0, predictor_symmetric=kind, seed=seed, predictor_bias=bias)
+            for seed, symmetric in enumerate((0.4, 0.7)) for bias in (False, True)
+            for kind, accuracy in ((False, 0.5), (True, symmetric))]  # fmt: skip
+    sentence = ablations.symmetry_finding(frame(*runs))
+    assert "5.0 ± 15.0 points (paired, n = 2), which the seeds do not decide." in sentence
+
+
 def test_settings_that_are_numbers_are_joined_and_words_are_not():
     table = frame(*(outcome(0.5, **variant) for variant in ABLATIONS["weight_decay"] + ABLATIONS["linear"]))
     numbers, words = (
@@ -194,12 +202,16 @@ def test_committed_findings_are_those_of_the_committed_runs():
 
     table = ablations.ablation_frame(*load_results(folder))
     findings = {found["ablation"]: found for found in results.read_json(folder / "tables" / "findings.json")}
-    directions = findings.pop("surviving directions")  # needs weights, which are not committed
-    assert findings == {name: ablations.finding(table, name) for name in ABLATIONS}
-    correlations = pd.Series(directions["rank_correlations"])
-    assert len(correlations) == len(ablations.select(table, "weight_decay"))
-    assert f"{correlations.mean():.2f} on average" in directions["sentence"]
-    assert f"{(correlations < 0).sum()} of {len(correlations)} runs" in directions["sentence"]
+    decay = ablations.select(table, "weight_decay")
+    records = {name: results.read_json(folder / "runs" / name / "variance.json") for name in decay["name"]}
+    directions = ablations.variance_finding(decay, records)
+    assert findings == {
+        **{name: ablations.finding(table, name) for name in ABLATIONS},
+        "surviving directions": directions,
+    }
+    rows = pd.read_csv(folder / "tables" / "surviving-directions.csv")
+    expected = ablations.variance_summary(decay, records).astype({"weight decay": float})
+    pd.testing.assert_frame_equal(rows, expected, check_dtype=False)
 
 
 def test_rank_correlations_of_all_runs_make_one_sentence():
@@ -211,6 +223,17 @@ def test_rank_correlations_of_all_runs_make_one_sentence():
     assert "-0.83 on average, from -1.00 to -0.50; 3 of 3 runs have" in found["sentence"]
     assert "not run" in ablations.variance_finding(decay[:0], {})["sentence"]
     assert "not run" in ablations.variance_summary(decay[:0], {}).to_string()
+
+
+def test_each_weight_decay_says_how_many_of_its_runs_are_healthy_and_fall():
+    runs = [outcome(0.5, weight_decay=decay, seed=seed) for decay in (0.0, 0.04) for seed in range(2)]
+    decay = ablations.select(frame(*runs), "weight_decay")
+    decay.loc[decay.index[-1], "verdict"] = "collapsed"
+    records = [{"eigenvalue": [3.0, 2.0], "sigma2": [value, value]} for value in (0.1, 0.3, 0.2, 0.2)]
+    rows = ablations.variance_summary(decay, dict(zip(decay["name"], records, strict=True)))
+    assert rows["weight decay"].tolist() == ["0", "0.04"]
+    assert rows["runs"].tolist() == [2, 2] and rows["healthy"].tolist() == [2, 1]
+    assert rows["falls"].tolist() == [0, 1] and rows["sigma2_survivors"].tolist() == [0.2, 0.2]
 
 
 @pytest.fixture
@@ -254,7 +277,8 @@ def test_survivors_hold_a_share_of_the_trace():
     record = {"eigenvalue": [5.0, 4.0, 0.01, 0.001], "sigma2": [0.1, 0.3, 2.0, None]}
     found = variance.summarize(record, share=0.01)
     assert found["survivors"] == 2 and found["rank_correlation"] == pytest.approx(-1)
-    assert found["sigma2_survivors"] == pytest.approx(0.1)  # torch's median: the lower of two
+    assert found["sigma2_survivors"] == pytest.approx(0.2)
+    assert found["sigma2_dropped"] is None  # between 2 and infinity
 
 
 def test_variances_that_are_close_leave_room_for_the_labels_of_their_axis():

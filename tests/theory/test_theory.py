@@ -201,6 +201,8 @@ def test_final_weight_knows_every_fate():
         (partial(theory.theorem_1, 0.2, 1.0, delta=0.1), "delta=0.1 is not above.*Theorem 1.*collapses to 0"),
         (partial(check_rank, 5, 4), "r=5 is not allowed with d=4"),
         (partial(theory.two_variances, 3, 0, 1.0), "r=0 is not allowed with d=3"),
+        (partial(theory.sgd_ball, 0.1, 1.0, 0.02, 64, 0.9, 4, 2), "eta=0.1 is not above"),
+        (partial(theory.finite_sample_error, 100, 0.25, 1.0, 4, 2), "eta=0.25 is not below 1/4"),
         (partial(check_step, 3.0, 0.16, 1.0), "lr=3.0 is not allowed.*2/rate"),
         (partial(check_step, 0.0, 0.16, 1.0), "lr=0.0 is not allowed"),
         (partial(theory.excess_risk, 5, 4, 1.0), "5 labels for 4 features"),

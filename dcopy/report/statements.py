@@ -36,7 +36,7 @@ CLAIMS = (
         theory=(3,),
     ),
     Claim(
-        "With q₋ < ε < q₊ DirectCopy escapes from any small start, and features above their threshold still die",
+        "With q₋ < ε < q₊ DirectCopy leaves any small start, and features above their threshold still die",
         "01_linear_theory",
         theory=(5,),
     ),

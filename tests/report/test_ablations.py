@@ -151,7 +151,8 @@ def test_symmetry_without_ema_is_held_against_the_publication(symmetric, told):
 
 
 def test_symmetry_counts_seeds_and_is_open_where_they_differ():
-    runs = [outcome(accuracy, method="linear", ema=0, predictor_symmetric=kind, seed=seed, predictor_bias=bias)
+    shared = {"method": "linear", "ema": 0}
+    runs = [outcome(accuracy, **shared, predictor_symmetric=kind, seed=seed, predictor_bias=bias)
             for seed, symmetric in enumerate((0.4, 0.7)) for bias in (False, True)
             for kind, accuracy in ((False, 0.5), (True, symmetric))]  # fmt: skip
     sentence = ablations.symmetry_finding(frame(*runs))

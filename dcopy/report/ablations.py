@@ -11,6 +11,7 @@ from .. import results
 from ..config import METHODS, TrainConfig
 from ..evaluation.evaluate import load_results
 from ..evaluation.variance import summarize
+from ..workflow import presets
 from ..workflow.presets import ABLATIONS
 
 FIELDS = sorted({field for variants in ABLATIONS.values() for variant in variants for field in variant})
@@ -49,6 +50,9 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
     Args:
         outcomes: contents of result.json files.
         probes: contents of probe.json files; runs without one are left out.
+
+    Raises:
+        ValueError: the runs differ in what no ablation varies, such as epochs; the message names it.
     """
     by_name = {probe["name"]: probe for probe in probes}
     rows = []
@@ -59,7 +63,7 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
             digits = outcome["config"]["dataset"] == "digits"
             rows.append(
                 {
-                    **outcome["config"],
+                    **TrainConfig.from_dict(outcome["config"]).to_dict(),  # older files lack some fields
                     "precision": results.precision(outcome),
                     "name": outcome["name"],
                     "labels": "one label per class" if digits else "all labels",
@@ -69,6 +73,13 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
                     "verdict": health["verdict"],
                     "spectrum": health["spectrum"],
                 }
+            )
+    for name in TrainConfig().to_dict().keys() - {*FIELDS, "seed"}:
+        values = list(dict.fromkeys(str(row[name]) for row in rows))
+        if len(values) > 1:
+            raise ValueError(
+                f"the runs differ in {name} ({', '.join(values)}), which is no ablation; "
+                "choose those of one value with the parameter `runs`"
             )
     return pd.DataFrame(rows)
 
@@ -153,13 +164,15 @@ def finding(frame: pd.DataFrame, ablation: str) -> dict:
 
 
 def beside(root: Path) -> dict[str, pd.DataFrame]:
-    """The frame of each data set in BESIDE that has finished runs under `root`."""
-    folders = {name: results.own_or_reference(root / preset) for name, preset in BESIDE.items()}
-    return {
-        name: ablation_frame(*load_results(folder))
-        for name, folder in folders.items()
-        if list(folder.glob("runs/*/result.json"))
-    }
+    """The frame of each data set in BESIDE that has finished runs under `root`: the preset's own, or all."""
+    frames = {}
+    for name, preset in BESIDE.items():
+        folder = results.own_or_reference(root / preset)
+        runs = [run.name for run in presets.get(preset).runs()]
+        runs = [run for run in runs if (folder / "runs" / run / "probe.json").exists()]
+        if any(folder.glob("runs/*/result.json")):
+            frames[name] = ablation_frame(*load_results(folder, runs))
+    return frames
 
 
 def side_by_side(frames: dict[str, pd.DataFrame]) -> list[dict]:
@@ -221,6 +234,8 @@ def symmetry_finding(frame: pd.DataFrame) -> str:
         index=["seed", "predictor_bias"], columns="predictor_symmetric", values="accuracy"
     )
     gap = (table[True] - table[False]).groupby("seed").mean().dropna()
+    if len(gap) < 2:
+        return "Symmetry without EMA: not run with two seeds."
     told = "as they find" if gap.mean() < 0 else "the reverse of what they find on STL-10"
     if gap.min() < 0 < gap.max():
         told = "which the seeds do not decide"

@@ -140,23 +140,21 @@ def verdict(record: dict) -> str:
 
 
 def _collapse(records: list[dict]) -> tuple[str, list[str]] | None:
-    none, copy = of(records, "none"), of(records, "directcopy")
-    if not (none and copy):
+    none, copy, random = (of(records, method) for method in ("none", "directcopy", "random"))
+    if not (none and copy and random):
         return None
     collapsed, healthy = (
         sum(verdict(record) == wanted for record in group)
         for group, wanted in ((none, "collapsed"), (copy, "healthy"))
     )
-    means = [
-        np.mean([accuracy(record) for record in of(records, m)]) for m in ("none", "random", "directcopy")
-    ]
+    means = [np.mean([accuracy(record) for record in group]) for group in (none, random, copy)]
     sentence = (
         f"without a predictor, {collapsed} of {len(none)} runs collapsed; with DirectCopy, {healthy} of "
         f"{len(copy)} were healthy. A probe with all labels then finds {means[0]:.1f} % without a predictor, "
         f"{means[1]:.1f} % in a random encoder and {means[2]:.1f} % with DirectCopy"
     )
     files = [f"{record['path']}/{kind}.json" for record in (*none, *copy) for kind in ("result", "probe")]
-    return sentence, [*files, *(f"{record['path']}/probe.json" for record in of(records, "random"))]
+    return sentence, [*files, *(f"{record['path']}/probe.json" for record in random)]
 
 
 def curve(records: list[dict], method: str) -> dict[int | str, float]:

@@ -113,10 +113,15 @@ def step_cost(folder: Path) -> tuple[str, list[str]] | None:
     paths = [place / f"gpu-bf16-{method}.json" for method in ("directcopy", "directpred")]
     records = [results.read_json(path) for path in paths if path.exists()]
     ms = [record["step"]["captured"]["ms"] for record in records if record["step"].get("captured")]
-    if len(ms) < 2:
+    names = ("dataset", "encoder", "width", "batch_size", "batchnorm")
+    told = [
+        [*map(record["config"].get, names), results.precision(record), record["provenance"]["device"]]
+        for record in records
+    ]
+    if len(ms) < 2 or told[0] != told[1]:  # times on other devices, or of other steps, do not compare
         return None
-    config, device = records[0]["config"], records[0]["provenance"]["device"]
-    what = f"{config['encoder']}, batch {config['batch_size']}, bf16, {device}"
+    config, (*_, precision, device) = records[0]["config"], told[0]
+    what = f"{config['encoder']}, batch {config['batch_size']}, {precision}, {device}"
     sentence = (
         f"a whole step takes {ms[0]:.1f} ms with {COPY} and {ms[1]:.1f} ms with {PRED} ({what}): "
         f"{ms[1] / ms[0]:.2f} times as long"
@@ -174,7 +179,7 @@ def lightly_finding(record: dict) -> str:
     linear: dict[str, dict[int, float]] = {}
     for run in record["accuracy"]["runs"]:
         linear.setdefault(run["name"], {})[run["seed"]] = 100 * run["linear"]
-    gap = pd.Series(linear["BYOL, dcopy"]) - pd.Series(linear["BYOL, lightly"])
+    gap = (pd.Series(linear["BYOL, dcopy"]) - pd.Series(linear["BYOL, lightly"])).dropna()
     error = f" ± {gap.sem():.1f}" if len(gap) > 1 else ""
     to_base, times = record["speed"]["times_as_fast"], {}
     for precision in ("fp32", "bf16"):

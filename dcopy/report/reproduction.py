@@ -24,7 +24,6 @@ from . import tables
 
 ALPHA = 0.025  # of honest reruns are called wrong; less than 5 % where accuracies are not quite normal
 KEY = ["setting", "number"]
-NETWORK = ("dataset", "encoder", "width", "image_size")  # what a baseline depends on
 
 
 def critical(n1, n2, count: int):
@@ -56,7 +55,7 @@ def measured(folder: Path, runs: list[str] | None = None) -> tuple[pd.DataFrame,
     rows, networks = [], {}
     for probe in probes:
         if config := configs.get(probe["name"]):
-            fields = {name: getattr(config, name) for name in NETWORK}
+            fields = {name: getattr(config, name) for name in tables.NETWORK}
             networks |= dict.fromkeys(probe["baselines"], fields)
     for probe in sorted(probes, key=lambda probe: tables.ORDER.index(probe["method"])):
         config, label = configs.get(probe["name"]), labels.get(probe["name"], probe["label"])
@@ -216,6 +215,8 @@ def check(folder: Path, reference: Path, runs: list[str] | None = None) -> dict:
     ]
     other, differs = changed(ours, theirs), differing(our_records, their_records)
     missing = ours[~ours["setting"].isin(theirs["setting"])].drop_duplicates("setting")["label"].tolist()
+    claims, found = ([(row["claim"], row["statement"]) for row in _claims(f)] for f in (reference, folder))
+    unproved = [claim for claim in claims if claim not in found]
     judged = [row for row in numbers if row["agrees"] is not None]
     wrong = [row for row in judged if not row["agrees"]]
     agree = f"{len(judged) - len(wrong)} of {len(judged)} numbers agree"
@@ -231,6 +232,9 @@ def check(folder: Path, reference: Path, runs: list[str] | None = None) -> dict:
         )
     if absent:
         verdict += f"; {len(absent)} of {len(runs)} runs are missing, such as {absent[0]}"
+    if unproved:
+        missing.append(f"{len(unproved)} of {len(claims)} numbers of the theory")
+        verdict += f"; {missing[-1]} are missing"
     return {
         "verdict": verdict,
         "reproduced": None if other or not judged else not wrong,

@@ -13,6 +13,12 @@ from ..config import METHODS, TrainConfig
 BASELINES = {"pixels": "raw pixels", "random": "random encoder"}
 ORDER = [*METHODS, *BASELINES]  # rows of every table
 PEEKS = "best of 50 epochs (peeks)"  # the column that nobody shall take for a result
+SECONDS, MIXED = "pretraining, s", "mixed"
+MIXED_NOTE = (
+    f"{SECONDS}: {MIXED} where the runs of a row are from several processors or precisions, whose times make "
+    "no mean."
+)
+NETWORK = ("dataset", "encoder", "width", "image_size")  # what a baseline depends on
 UNCONVERGED = "‡"  # on an accuracy of a probe that had not converged
 PEEKS_NOTE = (
     f"{PEEKS}: the highest test accuracy over 50 epochs of a linear layer, all labels, as the reference "
@@ -110,7 +116,9 @@ def summary(probes: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         row = {"method": label, "n": len(group), "health (no labels used)": health or "—"}
         row |= {name: mean_std(group[name]) for name in columns}
         row["all labels"] += UNCONVERGED * (not group["converged"].all())
-        row["pretraining, s"] = mean_std(own["seconds"], 0) if len(own) else "—"
+        row[SECONDS] = mean_std(own["seconds"], 0) if len(own) else "—"
+        if len(own[["device", "precision"]].drop_duplicates()) > 1:
+            row[SECONDS] = MIXED
         table.append(row)
     return pd.DataFrame(table)
 
@@ -128,11 +136,12 @@ def summary_caption(outcomes: list[dict]) -> str:
     )
 
 
-def summary_notes(probes: pd.DataFrame) -> list[str]:
-    """What must be said below `summary`: which column peeks, and how many probes did not converge."""
+def summary_notes(probes: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """What must be said below `summary`: which column peeks, which probes did not converge, mixed times."""
     converged = probes.groupby("label", sort=False)["converged"]
     missed = [f"{label} {(~own).sum()} of {len(own)}" for label, own in converged if not own.all()]
-    return [PEEKS_NOTE, *unconverged_notes(missed)]
+    mixed = [MIXED_NOTE] * bool((table[SECONDS] == MIXED).any())
+    return [PEEKS_NOTE, *unconverged_notes(missed), *mixed]
 
 
 def unconverged_notes(missed: list[str]) -> list[str]:
@@ -173,6 +182,30 @@ def variant_labels(configs: list[TrainConfig]) -> list[str]:
                 label += f", {name}={value:g}" if isinstance(value, float) else f", {name}={value}"
         labels.append(label)
     return labels
+
+
+def told_apart(outcomes: list[dict], probes: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Both with labels by which settings can be told apart, those of baselines as well: `variant_labels`."""
+    configs = {outcome["name"]: TrainConfig.from_dict(outcome["config"]) for outcome in outcomes}
+    labels = dict(zip(configs, variant_labels(list(configs.values())), strict=True))
+    for method, label in BASELINES.items():
+        fields = NETWORK if method == "random" else ("dataset", "image_size")
+        own = {probe["name"] for probe in probes if probe["method"] == method}
+        networks = {
+            name: TrainConfig(**{field: getattr(configs[probe["name"]], field) for field in fields})
+            for probe in probes
+            if probe["name"] in configs
+            for name in own.intersection(probe["baselines"])
+        }
+        told = variant_labels(list(networks.values()))
+        labels |= {
+            name: label + text.removeprefix(METHODS["directcopy"])
+            for name, text in zip(networks, told, strict=True)
+        }
+    return (
+        [{**outcome, "label": labels[outcome["name"]]} for outcome in outcomes],
+        [{**probe, "label": labels.get(probe["name"], probe["label"])} for probe in probes],
+    )
 
 
 _TEX = str.maketrans(
@@ -219,7 +252,7 @@ def _broken(text: str, longest: int, place: str = "[t]{@{}l@{}}") -> str:
 
 def _numbers(table: pd.DataFrame) -> list[bool]:
     """Which columns hold numbers, or that there is none."""
-    return [table[name].astype(str).str.match(r"[+−-]?\d|not run$|—$").all() for name in table]
+    return [table[name].astype(str).str.match(r"[+−-]?\d|not run$|mixed$|—$").all() for name in table]
 
 
 def write_table(

@@ -1,5 +1,7 @@
 """Ablations: which runs belong to one, what is said of them, and which directions survive."""
 
+import dataclasses
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from dcopy import results
 from dcopy.config import TrainConfig
 from dcopy.evaluation import variance
 from dcopy.report import ablation_figures, ablations
-from dcopy.workflow import plan
+from dcopy.workflow import plan, presets
 from dcopy.workflow.presets import ABLATIONS
 
 SHARED = {"dataset": "digits", "epochs": 1}
@@ -45,6 +47,21 @@ def test_an_ablation_takes_the_runs_that_differ_in_what_it_varies_and_nothing_el
     chosen = ablations.select(table, "rho")
     assert chosen["setting"].tolist() == ["0", "0.3", "0.8"]  # in the ablation's order
     assert chosen["accuracy"].tolist() == pytest.approx([50, 40, 60])
+
+
+def test_runs_that_differ_in_what_is_no_ablation_are_refused():
+    with pytest.raises(ValueError, match=r"differ in epochs \(1, 20\).*parameter `runs`"):
+        frame(outcome(0.6), outcome(0.2, rho=0.8, epochs=20))
+
+
+def test_trials_beside_the_runs_of_the_preset_change_nothing(tmp_path):
+    (own, *_) = presets.get("ablations").runs()
+    for config in (own, dataclasses.replace(own, epochs=2)):
+        result, probe = outcome(0.5, **{k: v for k, v in config.to_dict().items() if v is not None})
+        run = tmp_path / "ablations" / "runs" / config.name
+        results.write_json(run / "result.json", result)
+        results.write_json(run / "probe.json", probe | {"knn": 0.5, "baselines": []})
+    assert ablations.beside(tmp_path)["digits"]["name"].tolist() == [own.name]
 
 
 def test_where_all_is_computed_in_bf16_that_is_the_default_of_every_ablation():
@@ -192,6 +209,8 @@ def test_the_default_alone_is_no_ablation():
 
 def test_what_was_not_run_says_so():
     assert "not run" in ablations.symmetry_finding(frame(outcome(0.5)))
+    runs = [outcome(0.5, method="linear", ema=0, predictor_symmetric=kind) for kind in (False, True)]
+    assert ablations.symmetry_finding(frame(*runs)) == "Symmetry without EMA: not run with two seeds."
     assert ablations.finding(frame(outcome(0.5)), "linear")["sentence"].endswith("not run.")
 
 

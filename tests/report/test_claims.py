@@ -73,6 +73,17 @@ def test_what_is_no_accuracy_is_refused_by_name(tmp_path):
         claims.load(tmp_path, "quick")
 
 
+def test_without_a_baseline_nothing_is_said_of_it(tmp_path):
+    for config in presets.get("cifar100-small").runs():
+        if config.seed == 0 and config.method in ("none", "directcopy"):
+            write_run(tmp_path / "cifar100-small/runs", config, 0.7, 17.0)
+    for complete in (True, False):
+        (found,) = (r for r in claims.findings(tmp_path) if (r["claim"], r["data"]) == ("c", "CIFAR-100"))
+        assert (found["finding"] != claims.NOT_RUN) == complete
+        for path in (tmp_path / "cifar100-small/runs").glob("random-*/probe.json"):
+            path.unlink()
+
+
 def test_ranks_that_are_close_leave_room_for_the_labels_of_their_axis(tmp_path):
     for config, rank in zip(presets.get("cifar100-small").runs()[::3][:2], (17.0, 29.0), strict=True):
         write_run(tmp_path / "cifar100-small/runs", config, 0.7, rank)

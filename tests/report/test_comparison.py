@@ -58,8 +58,11 @@ def test_whole_steps_on_a_gpu_are_compared_in_a_sentence(tmp_path):
     sentence, files = comparison.step_cost(tmp_path)
     assert "takes 8.0 ms with DirectCopy and 12.0 ms with DirectPred" in sentence
     assert sentence.endswith("a processor, 2 threads): 1.50 times as long") and len(files) == 2
-    results.write_json(tmp_path / "bench" / "gpu-bf16-directpred.json", BENCH)  # not captured
-    assert comparison.step_cost(tmp_path) is None
+    other = copy.deepcopy(record)
+    other["provenance"]["device"] = "another GPU"
+    for unlike in (other, BENCH):  # which was not captured
+        results.write_json(tmp_path / "bench" / "gpu-bf16-directpred.json", unlike)
+        assert comparison.step_cost(tmp_path) is None
 
 
 def test_a_benchmark_is_a_row():
@@ -143,6 +146,7 @@ def test_the_finding_pairs_the_seeds():
     )
     record["accuracy"]["runs"] = record["accuracy"]["runs"][:3][::-1]
     assert "+1.0 points" in comparison.lightly_finding(record)  # one seed has no error
+    assert "n = 1)" in comparison.lightly_finding(record)
 
 
 def test_the_finding_compares_each_precision_with_the_same_one_of_lightly():

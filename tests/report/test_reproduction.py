@@ -65,6 +65,13 @@ def test_a_true_copy_is_a_reproduction(rerun):
     assert record["reproduced"] is True and record["differs"] == record["not run"] == []
 
 
+def test_theory_that_was_not_run_is_missing(rerun):
+    (rerun / "theory" / "claims.json").unlink()
+    record = reproduction.check(rerun, QUICK)
+    (told,) = record["not run"]
+    assert told.endswith("numbers of the theory") and record["verdict"].endswith(f"agree; {told} are missing")
+
+
 @pytest.mark.parametrize("number", ["all labels", "k-NN", "1 a class"])
 @pytest.mark.parametrize("method", ["directpred", "none"])
 def test_one_accuracy_moved_by_five_points_is_named(rerun, number, method):

@@ -96,13 +96,36 @@ def test_the_summary_has_a_row_a_method_with_its_health():
     assert list(table["pretraining, s"]) == ["20 ± 1", "20 ± 1", "—", "—"]
 
 
+def test_times_of_several_machines_make_no_mean():
+    frame, runs = tables.probe_frame(PROBES), tables.run_frame([RUNS[0] | {"device": "a GPU"}, *RUNS[1:]])
+    table = tables.summary(frame, runs)
+    assert list(table["pretraining, s"]) == ["mixed", "20 ± 1", "—", "—"]
+    assert tables.MIXED_NOTE in tables.summary_notes(frame, table)
+
+
+def test_baselines_of_other_networks_are_other_rows():
+    outcomes, probes = [], []
+    for width in (2, 16):
+        config = TrainConfig(encoder="conv", width=width)
+        result = outcome("directcopy", 0, "healthy")
+        outcomes.append(result | {"name": config.name, "config": config.to_dict()})
+        run = probe("directcopy", 0, 0.5) | {"name": config.name, "baselines": ["pixels", f"random-{width}"]}
+        probes += [run, probe("random", 0, width / 20) | {"name": f"random-{width}", "baselines": []}]
+    probes.append(probe("pixels", 0, 0.3) | {"name": "pixels", "baselines": []})
+    outcomes, probes = tables.told_apart(outcomes, probes)
+    assert [outcome["label"] for outcome in outcomes] == ["DirectCopy, width=2", "DirectCopy, width=16"]
+    labels = [probe["label"] for probe in probes]
+    assert labels[1::2] == ["random encoder, width=2", "random encoder, width=16"]
+    assert labels[-1] == "raw pixels"
+
+
 def test_the_number_that_peeks_is_the_last_accuracy_and_says_so():
     frame = tables.probe_frame(PROBES)
     assert frame[tables.PEEKS].tolist()[:2] == pytest.approx([75, 77])
     table = tables.summary(frame, tables.run_frame(RUNS))
     assert list(table.columns[-3:]) == ["k-NN", tables.PEEKS, "pretraining, s"]
     assert "peeks" in tables.PEEKS and table[tables.PEEKS][0] == "76.0 ± 1.4"
-    assert [note for note in tables.summary_notes(frame) if "chosen on the test set" in note]
+    assert [note for note in tables.summary_notes(frame, table) if "chosen on the test set" in note]
 
 
 def unconverged(probe):
@@ -113,13 +136,16 @@ def test_a_probe_that_did_not_converge_is_marked_and_counted():
     kept = [probe for probe in PROBES if probe["method"] != "directcopy"]
     kept += [probe("directcopy", 0, 0.5), unconverged(probe("directcopy", 1, 0.52))]
     frame = tables.probe_frame(kept)
-    table = tables.summary(frame, tables.run_frame(RUNS)).set_index("method")
+    table = tables.summary(frame, tables.run_frame(RUNS))
+    (note,) = (note for note in tables.summary_notes(frame, table) if "‡" in note)
+    table = table.set_index("method")
     assert list(table["all labels"]) == ["71.0 ± 1.4‡", "40.0 ± 0.0", "50.0", "45.0"]
     assert table.drop(columns="all labels").map(lambda cell: "‡" in str(cell)).to_numpy().sum() == 0
-    (note,) = (note for note in tables.summary_notes(frame) if "‡" in note)
     assert "DirectCopy 1 of 2" in note and "predictor" not in note
 
-    assert not any("‡" in note for note in tables.summary_notes(tables.probe_frame(PROBES)))
+    frame = tables.probe_frame(PROBES)
+    notes = tables.summary_notes(frame, tables.summary(frame, tables.run_frame(RUNS)))
+    assert not any("‡" in note for note in notes)
 
 
 def without(probe, *numbers):

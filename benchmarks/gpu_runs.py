@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         for process in probes:
             process.wait(max(0, left()))
     except (OutOfTime, Interrupted, subprocess.TimeoutExpired) as stop:
-        print(stop or "Out of time; the same command goes on.")
+        print(str(stop) or "Out of time; the same command goes on.")
         return getattr(stop, "exit_code", TRY_AGAIN)
     finally:
         for process in probes:

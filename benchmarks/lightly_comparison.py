@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=positive, default=3)
     parser.add_argument("--epochs", type=positive, default=60, help="on digits")
     parser.add_argument("--rounds", type=positive, default=5, help="in which each way has one turn")
-    parser.add_argument("--steps", type=positive, default=4, help="a turn")
+    parser.add_argument("--steps", type=positive, help="a turn; default: 4 for each worker")
     parser.add_argument(
         "--precisions",
         nargs="+",
@@ -267,6 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args(arguments)
     args.device, _ = hardware.choose(args.device)
+    args.steps = args.steps or 4 * max(1, args.workers)  # fewer would time the latency of a batch
 
     digits = TrainConfig(dataset="digits", method="mlp", width=args.width, epochs=args.epochs, batch_size=64)
     cifar = TrainConfig(dataset="cifar10", method="mlp", width=args.width, epochs=1)

@@ -44,7 +44,8 @@ def predictor_costs(dims, device, seconds: float = 0.5) -> list[dict]:
         seconds: to spend on each, about; three updates are timed in any case.
 
     Returns:
-        label, method, normalize, freq, dim and ms (the median) for each.
+        label, method, normalize, freq, dim, ms (the median), and eigh_fallbacks (decompositions that a GPU
+        left to the CPU) for each.
     """
     generator = torch.Generator().manual_seed(0)
     rows = []
@@ -52,10 +53,12 @@ def predictor_costs(dims, device, seconds: float = 0.5) -> list[dict]:
         for variant in VARIANTS:
             config = TrainConfig(dataset="cifar10", projection_dim=D, **variant)
             z = torch.randn(2 * config.batch_size, D, generator=generator)  # two views
-            ms = update_ms(build_predictor(config).to(device), z.to(device), config, seconds)
+            predictor = build_predictor(config).to(device)
+            ms = update_ms(predictor, z.to(device), config, seconds)
             row = {name: getattr(config, name) for name in ("label", "method", "normalize", "freq")}
             row["label"] += "" if config.normalize == "none" else f" ({config.normalize})"
-            rows.append({**row, "dim": D, "ms": ms})
+            fallbacks = getattr(predictor, "eigh_fallbacks", 0)
+            rows.append({**row, "dim": D, "ms": ms, "eigh_fallbacks": fallbacks})
     return rows
 
 
@@ -115,6 +118,7 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile
 
     Raises:
         ValueError: steps is below 1.
+        RuntimeError: no step could be timed, as gradients overflowed in fp16.
     """
     require("steps", steps, steps >= 1, "an integer of at least 1")
     with PeakMemory(device) as peak:
@@ -129,9 +133,12 @@ def step_parts(config: TrainConfig, device, steps: int, warmup: int = 2, compile
         fast_step(images, generator)
         first_ms = clock.ms([start, clock.now()])[0]
         times = part_times(fast_step, images, generator, clock, warmup + steps)[warmup:]
+        times = [parts for parts in times if "optimizer" in parts]  # fp16 leaves it out where it overflows
         captured_ms = captured_step_ms(fast_step, images, generator, clock, steps)
         timed = kernels(lambda: fast_step(images, generator)) if captured_ms else []
         clocks = gpu_clocks(device)  # while they are still up
+    if not times:
+        raise RuntimeError(f"the gradients overflowed in each of {steps} steps; time more of them")
     limit = matrix_tflop_per_second(device, trainer.precision)
     step_ms = [sum(parts.values()) for parts in times]
     ms = statistics.mean(step_ms)

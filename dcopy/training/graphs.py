@@ -53,6 +53,7 @@ class FastStep:
         self.networks = {trainer.online, trainer.target} if self.compiled and alone else ()
         self.steps, self.graphs = 0, None
         if self.compiled:
+            torch._dynamo.config.recompile_limit = 64  # past it, further settings in a process would be eager
             self.applies = [torch.compile(apply, dynamic=False) for apply in self.applies]
         for network in self.networks:  # its forward alone: hooks stay outside
             network.forward = torch.compile(network.forward, dynamic=False)
@@ -185,7 +186,8 @@ def capture(function, stream, pool=None, generator=None) -> tuple[torch.cuda.CUD
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
+    # thread_local: the thread that pins the next batch may allocate meanwhile
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         outputs = function()
     return graph, outputs
 

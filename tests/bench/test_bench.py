@@ -85,6 +85,19 @@ def test_parts_come_in_the_order_of_the_step(batchnorm, symmetric_loss):
     assert [row["part"] for row in step["parts"]] == PARTS
 
 
+def test_steps_that_overflowed_are_not_timed(monkeypatch):
+    """In fp16 they skip the optimizer, so their parts are not those of a step."""
+    config, skipped, whole = TrainConfig(width=4, batch_size=8), {"EMA": 9.0}, {"optimizer": 1.0, "EMA": 2.0}
+    for found, ms in (([whole, skipped, whole], 3.0), ([skipped], None)):
+        monkeypatch.setattr(bench, "part_times", lambda *_, found=found: found)
+        if ms:
+            step = bench.step_parts(config, "cpu", steps=3, warmup=0)
+            assert step["step_ms"] == [ms, ms] and step["ms"] == ms
+        else:
+            with pytest.raises(RuntimeError, match="overflowed in each of 1 steps"):
+                bench.step_parts(config, "cpu", steps=1, warmup=0)
+
+
 def test_a_part_is_marked_when_its_work_is_done():
     trainer, events = Trainer(TrainConfig(width=4, batch_size=8), 1), []
     for name in ("online", "predictor", "target"):

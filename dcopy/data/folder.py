@@ -86,7 +86,7 @@ def read(
     listing = find(path)
     caches = root / "folders"
     choices = (f"-white{white}" if white != WHITE else "") + (f"-{megapixels}mp" if megapixels else "")
-    key = _content_key(listing, caches)
+    key, again = _content_key(listing, caches)
     in_memory = fit_in_memory(len(listing.all_files()), image_size)
     cache = caches / f"{key}-{image_size if in_memory else f'jpeg{side}'}{choices}"
 
@@ -102,7 +102,9 @@ def read(
     meta = convert.read_meta(cache)
     if meta["skipped"] and not skip_bad:
         raise ValueError(convert.complaint(listing.path, meta["skipped"]))
-    for note in (*listing.notes, *notes(meta, white)):
+    tests = len(listing.files.get("test", []))
+    seen = [f"{again:,} of its {tests:,} test images are also there to train on"] * bool(again)
+    for note in (*listing.notes, *seen, *notes(meta, white)):
         say(f"{shown(path)}: {note}", progress)
     return _fields(listing, cache, image_size) if in_memory else convert.fields(cache, image_size)
 
@@ -164,10 +166,10 @@ def notes(meta: dict, white: int = WHITE) -> Iterator[str]:
         yield f"its brightest value is {flat} of 255, as in masks, or in colour of 16 bits that uses a few"
 
 
-def _content_key(listing: Listing, caches: Path) -> str:
-    """Digest of names and bytes of all files.
+def _content_key(listing: Listing, caches: Path) -> tuple[str, int]:
+    """Digest of names and bytes of all files, and how many test images are in another split, too.
 
-    The bytes are read when path, size or a time of any file is new; else the digest is remembered.
+    The bytes are read when path, size or a time of any file is new; else both are remembered.
     """
     files = {str(file.relative_to(listing.path)): file for file in listing.all_files()}
     with ThreadPoolExecutor(threads()) as pool:
@@ -176,13 +178,18 @@ def _content_key(listing: Listing, caches: Path) -> str:
         ]
         remembered = caches / f"{_digest(str(FORMAT), str(listing.path), *seen)}.seen"
         if remembered.exists():
-            return remembered.read_text()
+            key, _, again = remembered.read_text().partition(" ")
+            if again:  # an older one is the key alone
+                return key, int(again)
         contents = dict(zip(files, pool.map(_content, files.values()), strict=True))
     key = _digest(str(FORMAT), *(f"{name}\0{content}" for name, content in contents.items()))
+    tests = {str(file.relative_to(listing.path)) for file in listing.files.get("test", [])}
+    others = {content for name, content in contents.items() if name not in tests} - {None}
+    again = sum(contents[name] in others for name in tests)
     if None not in contents.values():  # what cannot be read today may be there tomorrow
         with contextlib.suppress(OSError):  # a read-only root may still hold the cache itself
-            write_text(remembered, key)
-    return key
+            write_text(remembered, f"{key} {again}")
+    return key, again
 
 
 def _times(file: Path) -> str:

@@ -412,6 +412,20 @@ def test_another_size_is_decoded_beside(photos, root, capsys):
     assert decodes(capsys) == 2
 
 
+def test_test_images_that_are_also_trained_on_are_counted_at_each_load(photos, root, capsys):
+    two_classes(photos)
+    shutil.copytree(photos / "train", photos / "test")
+    put(photos / "test/cat/2.png", picture(9))
+    put(photos / "unlabeled/a.png", picture(9))
+    put(photos / "test/dog/b.png", picture(10))
+    for _ in range(2):
+        read(photos, root)
+        assert "4 of its 5 test images are also there to train on" in capsys.readouterr().out
+    (photos / "test").rename(photos / "not used")
+    read(photos, root)
+    assert "to train on" not in capsys.readouterr().out
+
+
 def test_a_file_with_other_content_is_seen(photos, root):
     """Even with the same name, size and modification time, as `cp --preserve` leaves them."""
     file = put(photos / "a.bmp", picture(1))

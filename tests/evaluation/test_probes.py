@@ -245,6 +245,17 @@ def test_knn_probe_equals_a_plain_reference(k, temperature):
     assert accuracy == knn_reference(*data, k, temperature) > 0.3
 
 
+@pytest.mark.parametrize("scale", [1e-35, 1e20, 1e30])  # whose squares float32 does not have
+def test_knn_probe_does_not_see_the_scale_of_features(scale):
+    train_x, train_y, test_x, test_y = blobs(noise=1.0)
+    train_x, test_x = standardize(train_x, train_x), standardize(test_x, train_x)
+    train_x[3] = test_x[5] = 0  # has no direction, and stays so
+    accuracy = knn_probe(train_x, train_y, test_x, test_y, k=7)
+    assert accuracy > 0.8
+    factor = np.float32(scale)
+    assert knn_probe(factor * train_x, train_y, factor * test_x, test_y, k=7) == accuracy
+
+
 def test_knn_probe_counts_all_of_a_large_test_set():
     train_x, train_y, test_x, test_y = blobs(test=2500, noise=1.0)
     parts = [

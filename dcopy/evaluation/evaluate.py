@@ -6,11 +6,14 @@ eval mode; C is chosen on a held-out part of the training set, and the test set 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .. import data, hardware, results
@@ -31,6 +34,9 @@ from .probes import (
 from .reference_probe import reference_probe
 from .sgd_probe import LR_GRID, crop_features, sgd_probe
 
+log = logging.getLogger(__name__)
+
+FIRST = 8  # images whose features tell one function from another of the same weights
 LARGE = 200_000  # training images, from which on the linear probe is by SGD, on random crops
 HELD_OUT = 10_000  # of those, to choose its learning rate and C
 
@@ -38,17 +44,24 @@ HELD_OUT = 10_000  # of those, to choose its learning rate and C
 def cached_features(encoder: nn.Module, images: Tensor, folder: str | Path | None) -> np.ndarray:
     """`extract_features`, kept in `folder` under the fingerprints of encoder and images.
 
-    Other weights or other images have another name, so a stale file is never read. None: no cache, and none
-    of more than LARGE images either, whose 10 GB a run would fill a disk.
+    Other weights, another function of the first images, or other images have another name, so a stale file is
+    never read; one that cannot be read is made anew. None: no cache, and none of more than LARGE images
+    either, whose 10 GB a run would fill a disk.
     """
     if folder is None or len(images) > LARGE:
         return extract_features(encoder, images)
-    path = Path(folder) / f"features-{checkpoint.fingerprint(encoder)}-{data.fingerprint(images)}.npy"
-    if not path.exists():
-        features = extract_features(encoder, images)
-        with results.atomic(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, features, allow_pickle=False)
-    return np.load(path, allow_pickle=False)
+    function = data.fingerprint(torch.from_numpy(extract_features(encoder, images[:FIRST])))
+    names = checkpoint.fingerprint(encoder), function, data.fingerprint(images)
+    path = Path(folder) / f"features-{'-'.join(names)}.npy"
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            return np.load(path, allow_pickle=False)
+        except (EOFError, ValueError) as error:  # empty or cut off
+            log.warning("%s cannot be read (%s); its features are extracted anew", path, error)
+    features = extract_features(encoder, images)
+    with results.atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, features, allow_pickle=False)
+    return features
 
 
 def protocol(images: ImageData, draws: int = 20, k: int = 200) -> dict:

@@ -109,8 +109,29 @@ def test_cached_features_are_those_of_these_weights_and_images(tmp_path, monkeyp
     assert not np.array_equal(cached_features(other, images, tmp_path), features)
     assert not np.array_equal(cached_features(encoder, images.flip(0), tmp_path), features)
     assert len(list(tmp_path.iterdir())) == 3
-    monkeypatch.setattr(evaluate, "extract_features", None)
+    first = extract_features(encoder, images[: evaluate.FIRST])
+    monkeypatch.setattr(evaluate, "extract_features", lambda _, some: {len(first): first}[len(some)])
     assert np.array_equal(cached_features(encoder, images, tmp_path), features)
+
+
+def test_cached_features_are_those_of_this_function_and_not_of_another_without_weights(tmp_path):
+    images, brighter = tiny_images(), RawPixels()
+    brighter.register_forward_hook(lambda module, inputs, output: 2 * output)  # same class, same repr
+    features = cached_features(RawPixels(), images, tmp_path)
+    assert np.array_equal(cached_features(brighter, images, tmp_path), 2 * features)
+    assert np.array_equal(cached_features(RawPixels(), images, tmp_path), features)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, 1000])  # bytes: of nothing, the magic, the header, the features
+def test_cached_features_that_cannot_be_read_are_made_anew(tmp_path, kept, caplog):
+    features = cached_features(RawPixels(), tiny_images(), tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept])
+    assert np.array_equal(cached_features(RawPixels(), tiny_images(), tmp_path), features)
+    assert path.read_bytes() == whole and [*tmp_path.iterdir()] == [path]
+    (line,) = caplog.messages
+    assert str(path) in line and "extracted anew" in line
 
 
 # all probes

@@ -102,7 +102,7 @@ def descend(
         (*grid, d, d), W after each step.
 
     Raises:
-        ValueError: the step size is unstable.
+        ValueError: the step size is unstable, or rho or freq outside its range.
 
     >>> I = torch.eye(2, dtype=torch.float64)
     >>> one = torch.ones(1, 1)
@@ -110,6 +110,7 @@ def descend(
     [0.9, 0.879, 0.868]
     """
     check_step(lr, eta, (auto - cross).diagonal())
+    theory.check(rho=rho, freq=freq)
     F = W_p = correlation(W, auto)
     for step in range(steps):
         F = rho * F + (1 - rho) * correlation(W, auto)

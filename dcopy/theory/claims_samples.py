@@ -35,6 +35,7 @@ def two_variances(d: int, rank: int, variance: float) -> Tensor:
     [0.0, 2.0, 2.0]
     """
     check_rank(rank, d)
+    theory.check(variance=variance)
     return torch.cat([torch.zeros(rank), torch.full((d - rank,), variance)]).double()
 
 

@@ -6,8 +6,8 @@ All arguments are numbers or tensors that broadcast; results are float64 tensors
     variance    σ², the feature's variance under augmentation, at least 0
     alpha       the power of the correlation in W_p, positive
     eps         ε, added to every eigenvalue of W_p, at least 0
-    signal      x, the feature's variance over the data, 1 in the paper; c = x + σ²
-    tau         scale of the target, W_a = tau W
+    signal      x, the feature's variance over the data, 1 in the paper, at least 0; c = x + σ²
+    tau         scale of the target, W_a = tau W, at least 0
     delta       the start, W(0) = delta I, positive
     convention  which correlation W_p copies, "views" or "data", see `flow`
 
@@ -40,46 +40,50 @@ def _same(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).abs() < ROUNDING * torch.maximum(a.abs(), b.abs())  # infinity is not the same
 
 
-def check(
-    eta: Number = 0.0, variance: Number = 0.0, alpha: Number = 1.0, eps: Number = 0.0, delta: Number = 1.0
-) -> None:
+def _counts(v: Tensor) -> Tensor:
+    return (v >= 1) & (v % 1 == 0)
+
+
+RULES = {  # letter: what is allowed, and what would go wrong
+    "eta": (lambda v: v >= 0, "weight decay is at least 0: below it the weights grow without bound"),
+    "variance": (lambda v: v >= 0, "X' = diag(variance) has to be positive semi-definite"),
+    "alpha": (lambda v: v > 0, "DirectSet needs alpha > 0: at 0 there is no predictor, and W collapses"),
+    "eps": (lambda v: v >= 0, "eps is at least 0: below it the predictor flips the small features"),
+    "delta": (lambda v: v > 0, "the start is positive: W(0) = 0 is a fixed point, nothing is learned"),
+    "signal": (lambda v: (v >= 0) & v.isfinite(), "X = diag(signal) has to be positive semi-definite"),
+    "tau": (lambda v: (v >= 0) & v.isfinite(), "the target's scale is at least 0: below it all features die"),
+    "rho": (lambda v: (v >= 0) & (v < 1), "it is a share of the old F, in [0, 1)"),
+    "beta": (lambda v: v >= 0, "the target's rate is at least 0: below it the target runs away from W"),
+    "batch": (_counts, "pairs are counted, from 1"),
+    "pairs": (lambda v: v >= 1, "nothing is learned from fewer pairs than 1"),
+    "freq": (_counts, "steps between two settings of W_p are counted, from 1"),
+    "depth": (_counts, "layers are counted, from 1"),
+    "dim": (_counts, "features are counted, from 1"),
+    "noise": (lambda v: v >= 0, "a standard deviation is at least 0"),
+    "missed": (lambda v: v >= 0, "|w*|² outside the span is at least 0"),
+    "excess": (lambda v: v > 0, "the risk aimed at is positive: no number of labels brings it to 0"),
+}
+
+
+def check(**letters: Number) -> None:
     """Refuse parameters outside the model, saying what would go wrong.
 
     Args:
-        eta: weight decay, at least 0.
-        variance: σ², at least 0.
-        alpha: power of F, positive.
-        eps: regularizer, at least 0.
-        delta: start W(0) = delta I, positive.
+        letters: values by the names of RULES.
 
     Raises:
         ValueError: a value is outside its range.
 
-    >>> check(variance=-1.0)
+    >>> check(eta=0.1, variance=-1.0)
     Traceback (most recent call last):
     ValueError: variance=-1.0 is not allowed: X' = diag(variance) has to be positive semi-definite
     """
-    rules = (  # name, value, allowed, what would happen
-        ("eta", eta, lambda v: v >= 0, "weight decay is at least 0: below it the weights grow without bound"),
-        ("variance", variance, lambda v: v >= 0, "X' = diag(variance) has to be positive semi-definite"),
-        (
-            "alpha",
-            alpha,
-            lambda v: v > 0,
-            "DirectSet needs alpha > 0: at 0 there is no predictor, and W collapses",
-        ),
-        ("eps", eps, lambda v: v >= 0, "eps is at least 0: below it the predictor flips the small features"),
-        (
-            "delta",
-            delta,
-            lambda v: v > 0,
-            "the start is positive: W(0) = 0 is a fixed point, nothing is learned",
-        ),
-    )
-    for name, value, allowed, why in rules:
+    for name, value in letters.items():
+        allowed, why = RULES[name]
         (value,) = tensors(value)
-        if not allowed(value).all():  # NaN is refused too
-            raise ValueError(f"{name}={value[~allowed(value)].flatten()[0].item()} is not allowed: {why}")
+        good = allowed(value)
+        if not good.all():  # NaN is refused too
+            raise ValueError(f"{name}={value[~good].flatten()[0].item()} is not allowed: {why}")
 
 
 def threshold(variance: Number, signal: Number = 1.0, tau: Number = 1.0) -> Tensor:
@@ -98,9 +102,10 @@ def threshold(variance: Number, signal: Number = 1.0, tau: Number = 1.0) -> Tens
     >>> threshold(torch.tensor([0.0, 1.0])).tolist()
     [0.25, 0.125]
     """
-    check(variance=variance)
+    check(variance=variance, signal=signal, tau=tau)
     variance, signal, tau = tensors(variance, signal, tau)
-    return (tau * signal) ** 2 / (4 * (signal + variance))
+    # A feature that is not in the data is not kept, though without noise this would be 0/0.
+    return torch.where(signal > 0, (tau * signal) ** 2 / (4 * (signal + variance)), 0.0)
 
 
 def fixed_points(
@@ -118,7 +123,7 @@ def fixed_points(
     >>> [q.item() for q in fixed_points(0.25, 0.0)]
     [0.5, 0.5]
     """
-    check(eta=eta, variance=variance)
+    check(eta=eta, variance=variance, signal=signal, tau=tau)
     eta, variance, signal, tau = tensors(eta, variance, signal, tau)
     c, b = signal + variance, tau * signal
     on_edge = _same(b.square(), 4 * eta * c)
@@ -146,6 +151,7 @@ def weight(
     >>> weight(0.5, variance=1.0).item(), weight(0.25, variance=1.0, convention="data").item()
     (0.5, 0.5)
     """
+    check(variance=variance, alpha=alpha, eps=eps, signal=signal)
     q, variance, alpha, eps, signal = tensors(q, variance, alpha, eps, signal)
     above = torch.where(_same(q, eps), 0.0, q - eps).clamp(min=0)  # a large alpha would blow rounding up
     return (above ** (1 / alpha) / copied(signal + variance, signal, convention)).sqrt()
@@ -173,7 +179,6 @@ def critical_start(
     >>> round(critical_start(0.21, 0.0).item() ** 2, 4)
     0.3
     """
-    check(alpha=alpha, eps=eps)
     edge, top = (
         weight(q, variance, alpha, eps, signal, convention) for q in fixed_points(eta, variance, signal, tau)
     )
@@ -233,7 +238,7 @@ def theorem_1(eta: float, variance: float, alpha: float = 1.0, delta: float = 1.
     Traceback (most recent call last):
     ValueError: eta=0.1 is not above 1/(4(1+variance))=0.125, a condition of Theorem 1: nuisance ...
     """
-    check(eta, variance, alpha, delta=delta)
+    check(eta=eta, variance=variance, alpha=alpha, delta=delta)
     low = threshold(variance).item()
     if eta >= 0.25 * (1 - ROUNDING):
         raise ValueError(

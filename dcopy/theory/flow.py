@@ -11,11 +11,14 @@ noise of augmentation, W X Wᵀ, as the theory of Wang et al. (arXiv 2110.04947)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from ..config import require
 
 CONVENTIONS = ("views", "data")
 
@@ -63,6 +66,8 @@ def moments(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
     True
     """
     n = x1.shape[-2]
+    if n == 0:
+        raise ValueError(f"x1 has shape {tuple(x1.shape)}: there is no sample to take moments of")
     auto = (x1.mT @ x1 + x2.mT @ x2) / (2 * n)  # (*grid, d, d)
     cross = x2.mT @ x1 / n
     return auto, (cross + cross.mT) / 2
@@ -101,6 +106,7 @@ def set_predictor(F: Tensor, alpha: float = 1.0, eps: Tensor | float = 0.0) -> T
     >>> set_predictor(torch.diag(torch.tensor([4.0, 9.0])), alpha=0.5, eps=0.1).diagonal().tolist()
     [2.0999999046325684, 3.0999999046325684]
     """
+    require("alpha", alpha, 0 <= alpha < math.inf, "a number of at least 0")
     if float(alpha).is_integer():
         P = torch.linalg.matrix_power(F, int(alpha))
     else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..config import require
+from ..predictors.running import is_whole
 from .closed_forms import Number, check
 from .flow import copied, correlation, descent, set_predictor
 
@@ -39,6 +41,7 @@ def deep(
     >>> torch.equal(deep(I, 2 * I, I, 0.1, depth=1), directset(I, 2 * I, I, 0.1))
     True
     """
+    _check_depth(depth)
     layers = state.chunk(depth, dim=-1)
     identity = torch.eye(auto.shape[-1], dtype=state.dtype, device=state.device).expand_as(layers[0])
     below = [identity]  # below[i] = W_i ... W_1
@@ -75,9 +78,14 @@ def deep_feature(
     >>> torch.equal(deep_feature(w, 1.0, 0.1, depth=1), feature(w, 1.0, 0.1))
     True
     """
+    _check_depth(depth)
     c = 1 + variance
     q = copied(c, 1.0, convention) * w.pow(2 * depth)
     return w * (w.pow(2 * depth - 2) * (q - c * q.square()) - eta)
+
+
+def _check_depth(depth: int) -> None:  # of the fields, which are called at every stage of a step
+    require("depth", depth, is_whole(depth, 1), "an integer of at least 1")
 
 
 def depth_threshold(variance: Number, depth: int, alpha: Number = 1.0, convention: str = "views") -> Tensor:
@@ -99,7 +107,7 @@ def depth_threshold(variance: Number, depth: int, alpha: Number = 1.0, conventio
     >>> depth_threshold(1.0, depth=1).item()
     0.125
     """
-    check(variance=variance, alpha=alpha)
+    check(variance=variance, alpha=alpha, depth=depth)
     variance, alpha = (torch.as_tensor(v, dtype=torch.float64) for v in (variance, alpha))
     c, m = 1 + variance, (depth - 1) / depth
     power = 1 + m / alpha

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .closed_forms import Number, fixed_points, theorem_1
+from ..predictors.running import is_whole
+from .closed_forms import Number, check, fixed_points, theorem_1
 
 
 def sgd_ball(
@@ -31,14 +32,15 @@ def sgd_ball(
         shift and radius, floats, in units of W.
 
     Raises:
-        ValueError: rank > dim, a condition of `theorem_1` fails, or a step size at which the discrete steps
-            are unstable.
+        ValueError: rank > dim, a condition of `theorem_1` fails, a step size at which the discrete steps
+            are unstable, or batch or rho outside its range.
 
     >>> shift, radius = sgd_ball(0.16, 1.0, lr=0.02, batch=64, rho=0.9, dim=4, rank=2)
     >>> round(shift, 4), round(radius, 4)
     (-0.0036, 0.0126)
     """
     check_rank(rank, dim)
+    check(batch=batch, rho=rho)
     theorem_1(eta, variance)
     check_step(lr, eta, torch.tensor([0.0, variance]))
     q = fixed_points(eta, 0.0)[1].item()
@@ -74,6 +76,7 @@ def finite_sample_error(pairs: Number, eta: float, variance: float, dim: int, ra
     2.0
     """
     check_rank(rank, dim)
+    check(pairs=pairs)
     theorem_1(eta, variance)
     q = fixed_points(eta, 0.0)[1].item()
     c = q**0.5
@@ -84,8 +87,8 @@ def finite_sample_error(pairs: Number, eta: float, variance: float, dim: int, ra
 
 
 def check_rank(rank: int, dim: int) -> None:
-    """Raises ValueError unless 1 <= rank <= dim: S is a subspace of the d features."""
-    if not 1 <= rank <= dim:
+    """Raises ValueError unless 1 <= rank <= dim, both whole: S is a subspace of the d features."""
+    if not (is_whole(rank, 1) and is_whole(dim, 1) and rank <= dim):
         raise ValueError(
             f"r={rank} is not allowed with d={dim}: S is a subspace of dimension 1 <= r <= d; "
             "no W has a row space larger than its input"
@@ -98,15 +101,17 @@ def check_step(lr: float, eta: float, variance: Number, alpha: float = 1.0, delt
     A step multiplies a small deviation from q+ by 1 - lr R, R = 2 alpha q+ (2 c q+ - 1), and a start
     above q+ by 1 - lr (c q² - q + eta); both must stay above -1.
     """
+    check(alpha=alpha, delta=delta)
     variance = torch.as_tensor(variance, dtype=torch.float64)
     c, q = 1 + variance, fixed_points(eta, variance)[1]
     at_rest = (2 * alpha * q * (2 * c * q - 1)).nan_to_num(nan=0.0)
     start = (c * delta**2) ** alpha
     rate = torch.maximum(at_rest, c * start.square() - start + eta).max().item()
-    if not 0 < lr < 2 / rate:
+    most = 2 / rate if rate > 0 else torch.inf  # at rest on the threshold
+    if not 0 < lr < most:
         raise ValueError(
             f"lr={lr} is not allowed: gradient descent follows the flow only for "
-            f"0 < lr < 2/rate = {2 / rate:.4g}; above it W jumps from side to side of its limit or diverges"
+            f"0 < lr < 2/rate = {most:.4g}; above it W jumps from side to side of its limit or diverges"
         )
 
 
@@ -127,8 +132,9 @@ def excess_risk(labels: Number, dim: int, noise: float, missed: float = 0.0) -> 
     >>> excess_risk(43, dim=2, noise=1.0).item()
     0.05
     """
+    check(dim=dim, noise=noise, missed=missed)
     labels = torch.as_tensor(labels, dtype=torch.float64)
-    if (labels <= dim + 1).any():
+    if not (labels > dim + 1).all():
         few = labels.min().item()
         raise ValueError(
             f"{few:g} labels for {dim} features: the mean excess risk is infinite up to {dim + 1}"
@@ -152,4 +158,5 @@ def labels_needed(excess: float, dim: int, noise: float) -> float:
     >>> labels_needed(0.05, dim=2, noise=1.0)
     43.0
     """
+    check(excess=excess, dim=dim, noise=noise)
     return dim * (1 + noise**2 / excess) + 1

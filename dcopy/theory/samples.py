@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .closed_forms import check
 from .flow import correlation, descent
-from .sample_forms import check_step
+from .sample_forms import check_rank, check_step
 
 
 def sample_views(
@@ -69,7 +70,7 @@ def sgd(
         (chains, d, d).
 
     Raises:
-        ValueError: the step size is unstable.
+        ValueError: the step size is unstable, or batch or rho outside its range.
 
     >>> W = torch.eye(2, dtype=torch.float64)[None]
     >>> states = sgd(W, torch.zeros(2), 0.16, 0.1, 8, 0.9, 3, torch.Generator().manual_seed(0))
@@ -77,6 +78,7 @@ def sgd(
     True
     """
     check_step(lr, eta, variances)
+    check(batch=batch, rho=rho)
     F = correlation(W, torch.diag(1 + variances).to(W))
     for _ in range(steps):
         x1, x2 = sample_views(batch, variances, generator, grid=(len(W),))  # (chains, batch, d)
@@ -117,6 +119,7 @@ def row_space(W: Tensor, rank: int) -> Tensor:
     >>> row_space(torch.diag(torch.tensor([0.0, 3.0, 1.0])), 1).abs().flatten().tolist()
     [0.0, 1.0, 0.0]
     """
+    check_rank(rank, min(W.shape[-2:]))
     return torch.linalg.svd(W, full_matrices=False).Vh[..., :rank, :].mT
 
 
@@ -155,14 +158,17 @@ def least_squares_excess(
         (reps, len(labels)), excess risk averaged over the tasks of a replicate.
 
     Raises:
-        ValueError: fewer labels than features.
+        ValueError: fewer labels than features, or label counts that do not increase.
 
     >>> I = torch.eye(2, dtype=torch.float64)[None]
     >>> least_squares_excess(I, I, [10], 0.0, torch.Generator().manual_seed(0)).round(decimals=12).item()
     0.0
     """
+    check(noise=noise)
     reps, d, p = basis.shape
     tasks = w.shape[-1]
+    if len(labels) == 0 or any(b <= a for a, b in itertools.pairwise(labels)):
+        raise ValueError(f"labels={labels} is not allowed: label counts must increase")
     if labels[0] < p + 2:
         raise ValueError(f"{labels[0]} labels for {p} features: the mean risk is finite from {p + 2}")
     gram, target, seen, curve = 0.0, 0.0, 0, []

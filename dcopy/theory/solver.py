@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..config import require
+
 # Dormand and Prince (1980), orders 5 and 4; the last row of A is also the fifth-order weights.
 A = (
     (1 / 5,),
@@ -45,7 +47,7 @@ def integrate(
     Args:
         field: velocity of a batch of states; called as field(y, *args) with y (N, *state).
         start: (*grid, *state), the states at time 0; float64 for the tolerances below.
-        times: (T,), increasing, in the flow's time unit, the first at least 0.
+        times: (T,), finite and increasing, in the flow's time unit, the first at least 0.
         args: parameters of the field; a tensor carries the grid dimensions first (size 1
             broadcasts), a number is shared by all cells.
         state_dims: how many trailing dimensions of `start` are one state (0 numbers, 1 features, 2 matrix).
@@ -58,7 +60,8 @@ def integrate(
         (T, *grid, *state), the states at `times`.
 
     Raises:
-        ValueError: `times` do not increase, or a solution leaves the finite numbers.
+        ValueError: `times` do not increase or are not finite, a tolerance is below 0, or a solution leaves
+            the finite numbers.
 
     >>> rates = torch.tensor([1.0, 2.0], dtype=torch.float64)
     >>> decay = integrate(lambda y, rate: -rate * y, torch.ones_like(rates), [1.0], (rates,), state_dims=0)
@@ -66,8 +69,12 @@ def integrate(
     [[-1.0, -2.0]]
     """
     times = [float(t) for t in times]
+    for time in times:
+        require("times", time, math.isfinite(time), "finite numbers; `limit` goes on until nothing moves")
     if not times or times[0] < 0 or any(b <= a for a, b in itertools.pairwise(times)):
         raise ValueError(f"times={times[:3]}... must increase from 0 or later: the flow runs forward only")
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        require(name, value, value >= 0, "a number of at least 0")
     split = start.dim() - state_dims
     grid, state = start.shape[:split], start.shape[split:]
     N = math.prod(grid)  # cells
@@ -194,6 +201,8 @@ def edge(
     >>> round(edge(lambda x: x > 0.3, 0.1 * one, one).item(), 6)
     0.3
     """
+    for name, side in (("low", low), ("high", high)):
+        require(name, side.min().item(), (side > 0).all(), "positive: trials are in equal ratios")
     part = torch.linspace(0, 1, points, dtype=low.dtype, device=low.device)
     for _ in range(rounds):
         trials = low.unsqueeze(-1) * (high / low).unsqueeze(-1) ** part  # (*grid, points)

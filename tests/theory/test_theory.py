@@ -181,6 +181,21 @@ def test_final_weight_knows_every_fate():
     assert theory.critical_start(0.2, 1.0).isinf() and theory.critical_start(0.2, 0.0, eps=0.73).isinf()
 
 
+def sampled(batch=8, rho=0.9):
+    generator = torch.Generator().manual_seed(0)
+    return next(theory.sgd(torch.eye(2).double()[None], torch.zeros(2), 0.16, 0.1, batch, rho, 1, generator))
+
+
+def full_batch(rho=0.9, freq=1):
+    eye = torch.eye(2).double()
+    return next(theory.descend(eye, eye, eye, 0.16, 0.1, torch.tensor(rho), torch.tensor(freq), steps=1))
+
+
+def learned_downstream(labels=(10,), noise=0.5):
+    eye = torch.eye(2).double()[None]
+    return theory.least_squares_excess(eye, eye, labels, noise, torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -207,11 +222,69 @@ def test_final_weight_knows_every_fate():
         (partial(check_step, 0.0, 0.16, 1.0), "lr=0.0 is not allowed"),
         (partial(theory.excess_risk, 5, 4, 1.0), "5 labels for 4 features"),
         (partial(theory.integrate, theory.feature, torch.ones(1), [1.0, 0.5]), "must increase"),
+        *(
+            (partial(theory.integrate, theory.feature, torch.ones(1), [1.0, time]), f"times={time} is not")
+            for time in (float("nan"), float("inf"))
+        ),
+        (
+            partial(theory.integrate, theory.feature, torch.ones(1), [1.0], rtol=-1.0),
+            "rtol=-1.0 is not allowed",
+        ),
+        (partial(theory.edge, torch.isnan, torch.tensor([-1.0]), torch.ones(1)), "low=-1.0.*positive"),
+        (partial(theory.moments, torch.ones(0, 2), torch.ones(0, 2)), r"\(0, 2\): there is no sample"),
+        (partial(theory.set_predictor, torch.eye(2), alpha=-1), "alpha=-1 is not allowed.*at least 0"),
+        (partial(theory.set_predictor, torch.eye(2), alpha=float("nan")), "alpha=nan is not allowed"),
+        (partial(theory.threshold, 0.0, signal=-2.0), "signal=-2.0 is not allowed.*positive semi-definite"),
+        (partial(theory.threshold, 0.0, tau=-1.0), "tau=-1.0 is not allowed.*all features die"),
+        (partial(theory.fixed_points, 0.1, 0.0, signal=-1.0), "signal=-1.0 is not allowed"),
+        (partial(theory.fixed_points, 0.1, 0.0, tau=float("nan")), "tau=nan is not allowed"),
+        (partial(theory.weight, 0.5, 0.0, alpha=-1.0), "alpha=-1.0 is not allowed"),
+        (partial(theory.edge_time, 0.6, 1.0, 0.0), r"start=0.6, end=1 is not allowed.*q\+ = 0.5"),
+        (partial(theory.edge_time, 1.0, 0.4, 0.0), "start=1, end=0.4 is not allowed"),
+        (partial(theory.edge_time, 1.0, 0.6, -0.1), "variance=-0.1 is not allowed"),
+        (partial(theory.ema_rate, 0.2, 0.0, 1.0, beta=-1.0), "beta=-1.0 is not allowed.*runs away"),
+        (partial(theory.depth_threshold, 1.0, -1), "depth=-1.0 is not allowed"),
+        (partial(theory.depth_threshold, 1.0, 0), "depth=0.0 is not allowed"),
+        (partial(theory.deep_feature, torch.ones(1), 0.0, 0.1, depth=0), "depth=0 is not allowed"),
+        (
+            partial(theory.deep, torch.eye(2), torch.eye(2), torch.eye(2), 0.1, depth=0),
+            "depth=0 is not allowed",
+        ),
+        (partial(theory.two_variances, 3, 1, -1.0), "variance=-1.0 is not allowed"),
+        (partial(theory.row_space, torch.eye(3), -1), "r=-1 is not allowed with d=3"),
+        (partial(theory.sgd_ball, 0.16, 1.0, 0.02, 0, 0.9, 4, 2), "batch=0.0 is not allowed"),
+        (partial(theory.sgd_ball, 0.16, 1.0, 0.02, 64, 3.0, 4, 2), "rho=3.0 is not allowed"),
+        (partial(theory.finite_sample_error, 0, 0.18, 1.0, 4, 2), "pairs=0.0 is not allowed"),
+        (partial(check_rank, 1.5, 4), "r=1.5 is not allowed with d=4"),
+        (partial(check_step, 0.1, 0.16, 1.0, alpha=0.0), "alpha=0.0 is not allowed"),
+        (partial(theory.excess_risk, 43, 2, 1.0, missed=-5.0), "missed=-5.0 is not allowed"),
+        (partial(theory.excess_risk, 43, -2, 1.0), "dim=-2.0 is not allowed"),
+        (partial(theory.excess_risk, float("nan"), 2, 1.0), "nan labels for 2 features"),
+        (partial(theory.labels_needed, -0.05, 2, 1.0), "excess=-0.05 is not allowed"),
+        (partial(theory.labels_needed, 0.0, 2, 1.0), "excess=0.0 is not allowed.*no number of labels"),
+        (partial(theory.labels_needed, 0.05, 2, -1.0), "noise=-1.0 is not allowed"),
+        (partial(sampled, rho=3.0), "rho=3.0 is not allowed"),
+        (partial(sampled, batch=0), "batch=0.0 is not allowed"),
+        (partial(full_batch, rho=-0.5), "rho=-0.5 is not allowed"),
+        (partial(full_batch, freq=0), "freq=0.0 is not allowed"),
+        (partial(learned_downstream, labels=[10, 5]), r"labels=\[10, 5\] is not allowed.*must increase"),
+        (partial(learned_downstream, labels=[]), r"labels=\[\] is not allowed"),
+        (partial(learned_downstream, noise=-1.0), "noise=-1.0 is not allowed"),
     ],
 )
 def test_bad_parameters_say_which_condition_fails_and_what_happens_instead(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_what_lies_on_a_border_of_the_model_has_an_answer():
+    assert theory.threshold(torch.tensor([0.0, 1.0]), signal=0.0).tolist() == [0.0, 0.0]  # it is only noise
+    assert theory.final_weight(1.0, 0.1, 1.0, signal=0.0) == theory.final_weight(1.0, 0.1, 1.0, tau=0.0) == 0
+    beta = torch.tensor([0.0, 1e9, float("inf")])
+    still, fast, no_ema = theory.ema_rate(0.21, 0.0, 1.0, beta)
+    assert still == 0 and no_ema.item() == pytest.approx(2 * 0.7 * 0.4, rel=1e-12)
+    assert fast.item() == pytest.approx(no_ema.item(), rel=1e-6)
+    check_step(1e3, 0.25, 0.0, delta=0.5**0.5)  # on the threshold at rest, nothing moves at any step size
 
 
 def test_the_stated_step_size_limit_is_where_descent_stops_following_the_flow():

@@ -93,8 +93,8 @@ def atomic(path: str | Path, keep: Path | None = None):
             with open(temporary, "rb+") as file, _where_supported():
                 os.fsync(file.fileno())
             if keep and path.exists():
-                _replace(path, keep)
-            _replace(temporary, path)
+                replace(path, keep)
+            replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -119,7 +119,7 @@ def _where_supported():
             raise
 
 
-def _replace(source: Path, target: Path) -> None:
+def replace(source: Path, target: Path) -> None:
     """Rename over what is there; where the file system cannot, take that away first, or copy."""
     try:
         source.replace(target)

@@ -20,7 +20,17 @@ from ..progress import Progress
 from . import batches, checkpoint, health, launch, ranks
 from .graphs import FastStep
 from .interrupt import Interrupted, StopSignals, by_torchrun
-from .runs import Run, finished_run, go_on_from_fewer_epochs, load_run, on_images, read_config, read_metrics
+from .runs import (
+    Run,
+    begin_again,
+    end_again,
+    finished_run,
+    go_on_from_fewer_epochs,
+    load_run,
+    on_images,
+    read_config,
+    read_metrics,
+)
 from .step import Trainer, derive_seed
 
 log = logging.getLogger(__name__)
@@ -104,12 +114,13 @@ def pretrain(
         config = group.first(lambda: on_images(config, out_dir, fingerprint, len(images)))
         folder = Path(out_dir) / config.name
         group.first(lambda: held.enter_context(results.locked(folder)))
+        group.first(lambda: end_again(folder))
         finished = group.first(lambda: finished_run(config, folder, fingerprint))
         if finished is not None:
             return finished
-        group.first(lambda: begin(config, folder, fingerprint, len(images)))
+        place = group.first(lambda: begin(config, folder, fingerprint, len(images)))
         try:
-            loop = _Loop(config, folder, images, fingerprint, device, compile, group)
+            loop = _Loop(config, place, images, fingerprint, device, compile, group)
             loop.run(60 * checkpoint_minutes, stop_after, progress)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
             if isinstance(error, RuntimeError) and not NO_MEMORY.search(str(error)):
@@ -119,14 +130,21 @@ def pretrain(
                 f"projection_dim={config.projection_dim} does not fit in the memory of {device}; "
                 f"accumulate={2 * config.accumulate} computes a batch in parts, and several GPUs share it"
             ) from None
+        group.first(lambda: end_again(folder))
         return group.first(lambda: load_run(folder))
 
 
-def begin(config: TrainConfig, folder: Path, fingerprint: str, count: int) -> None:
-    """Write what is run; where there is no checkpoint, take that of a run of fewer epochs."""
+def begin(config: TrainConfig, folder: Path, fingerprint: str, count: int) -> Path:
+    """Write what is run; where there is no checkpoint, take that of a run of fewer epochs.
+
+    Returns:
+        Where to train: `folder`, or inside it where that holds a finished run, see `begin_again`.
+    """
     results.write_json(folder / "config.json", config.to_dict())
-    if checkpoint.load(folder) is None:
-        go_on_from_fewer_epochs(config, folder, fingerprint, count)
+    place = begin_again(folder) if (folder / "result.json").exists() else folder
+    if checkpoint.load(place) is None:
+        go_on_from_fewer_epochs(config, folder, fingerprint, count, place)
+    return place
 
 
 class _Loop:
@@ -139,7 +157,7 @@ class _Loop:
         began = self.begun[1].get("precision") if self.begun else None
         self.trainer = Trainer(config, self.channels, device, began)
         if began not in (None, here := hardware.precision_on(device, config.precision)):
-            log.warning("%s goes on in %s, as it began; here auto would be %s", folder.name, began, here)
+            log.warning("%s goes on in %s, as it began; here auto would be %s", config.name, began, here)
         augmentation = augment.build(config.recipe.augmentation, config.image_size)
         self.batches, augmentation = batches.build(images, config, augmentation, device, group)
         self.fast_step = FastStep(self.trainer, augmentation, compile, group)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,10 @@ from ..data import augment
 from ..models import Network
 from . import checkpoint, health
 from .step import Trainer
+
+log = logging.getLogger(__name__)
+
+AGAIN = ".again"  # in the folder of a finished run: where it is trained again, its weights being gone
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,10 @@ def _may_hold(folder: Path, config: TrainConfig, fingerprint: str, count: int) -
     return not config.dataset.startswith("folder:") and record.get("images", count) == count
 
 
-def go_on_from_fewer_epochs(config: TrainConfig, folder: Path, fingerprint: str, count: int) -> None:
-    """Begin a run with the checkpoint and the metrics of one that differs in the number of epochs alone.
+def go_on_from_fewer_epochs(
+    config: TrainConfig, folder: Path, fingerprint: str, count: int, place: Path
+) -> None:
+    """Begin a run, in `place`, with the state and metrics of one that differs in the number of epochs alone.
 
     Where rates are constant, 100 epochs are the beginning of 300, since the random streams are keyed by
     seed, epoch and step. Of the runs beside `folder` that are on these images it takes the one that
@@ -119,9 +127,41 @@ def go_on_from_fewer_epochs(config: TrainConfig, folder: Path, fingerprint: str,
             continue
     if best is not None:
         (epoch, step), name, records, tensors, header = best
-        results.write_jsonl(folder / "metrics.jsonl", records)
+        results.write_jsonl(place / "metrics.jsonl", records)
         header |= {"config": config.to_dict(), "went_on_from": {"run": name, "epoch": epoch, "step": step}}
-        checkpoint.save(folder, tensors, header)
+        checkpoint.save(place, tensors, header)
+
+
+def begin_again(folder: Path) -> Path:
+    """Where to train a finished run whose weights are gone: inside its folder, which stays as it is.
+
+    A checkpoint of an earlier epoch that is left goes there, with the metrics up to it.
+    """
+    log.warning(
+        "%s is finished, but its weights are gone; it is trained again, and its result stays until then",
+        folder.name,
+    )
+    place = folder / AGAIN
+    place.mkdir(exist_ok=True)
+    left = checkpoint.load(folder)
+    if left is not None and checkpoint.load(place) is None:
+        results.write_jsonl(place / "metrics.jsonl", read_metrics(folder, left[1]["epoch"]))
+        _move(folder, place, checkpoint.PREVIOUS, checkpoint.NEWEST)
+    return place
+
+
+def end_again(folder: Path) -> None:
+    """Put a run that was trained again in place of the first; after a kill, the next call does the rest."""
+    place = folder / AGAIN
+    if (place / "result.json").exists():  # all the others are complete, and it goes last
+        _move(place, folder, "metrics.jsonl", checkpoint.PREVIOUS, checkpoint.NEWEST, "result.json")
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _move(source: Path, target: Path, *names: str) -> None:
+    for name in names:
+        if (source / name).exists():
+            results.replace(source / name, target / name)
 
 
 def read_metrics(folder: Path, epochs: int) -> list[dict]:
@@ -201,7 +241,7 @@ def finished_run(config: TrainConfig, folder: Path, fingerprint: str | None = No
             images of this fingerprint.
     """
     path = folder / "result.json"
-    if not path.exists():
+    if not path.exists() or (folder / AGAIN / "result.json").exists():  # whose files are on their way
         return None
     result = read_result(path)
     if "config" not in result or read_config(result["config"], path) != config:

@@ -140,14 +140,69 @@ def test_a_finished_run_is_read_and_not_run_again(reference, monkeypatch):
     assert_same(load_run(reference.folder), reference)
 
 
-def test_results_without_weights_are_run_again(reference, tmp_path):
-    """As in a fresh clone."""
-    folder = run(tmp_path).folder
-    for path in folder.glob("*.safetensors"):
+def without_weights(reference, tmp_path, lost="*.safetensors"):
+    """A finished run as in a fresh clone; its result and metrics are told from new ones by their seconds."""
+    folder = shutil.copytree(reference.folder, tmp_path / CONFIG.name)
+    for path in folder.glob(lost):
         path.unlink()
+    record = results.read_json(folder / "result.json") | {"encoder_fingerprint": "of another machine"}
+    results.write_json(folder / "result.json", record | {"seconds": 1e6})
+    records = [record | {"seconds": 1e6} for record in results.read_jsonl(folder / "metrics.jsonl")]
+    results.write_jsonl(folder / "metrics.jsonl", records)
+    return folder
+
+
+def both(folder):
+    return [(folder / name).read_bytes() for name in ("result.json", "metrics.jsonl")]
+
+
+def test_a_result_without_weights_stays_until_the_run_is_trained_again(reference, tmp_path, at_step, caplog):
+    folder = without_weights(reference, tmp_path)
+    before, seen = both(folder), []
     with pytest.raises(ValueError, match="holds no finished run; the command that began it continues it"):
         load_run(folder)
+    for _ in range(8):
+        caplog.clear()
+        with pytest.raises(Interrupted, match="the same command continues"):
+            run(tmp_path, stop_after=0)
+        assert both(folder) == before and len(caplog.messages) == 1
+        assert caplog.messages[0].startswith(f"{CONFIG.name} is finished, but its weights are gone; it is ")
+    at_step(1, lambda trainer: seen.append(both(folder)))
+    again = run(tmp_path)
+    assert seen == [before] and again.result["seconds"] < 1e6
+    assert_same(again, reference)
+    assert_same(load_run(folder), reference)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {path.name for path in reference.folder.iterdir()}  # nothing is left beside
+
+
+@pytest.mark.parametrize("moved", range(4))
+def test_a_kill_while_the_new_result_takes_its_place_loses_nothing(moved, reference, tmp_path, monkeypatch):
+    folder, replace = without_weights(reference, tmp_path), results.replace
+    count = iter(range(moved))
+
+    def killed(source, target):
+        if source.parent.name == ".again" and target.parent == folder and next(count, None) is None:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(results, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    with pytest.raises(ValueError, match="holds no finished run; the command that began it continues it"):
+        load_run(folder)  # and not a part of one with a part of the other
+    monkeypatch.setattr(results, "replace", replace)
+    monkeypatch.setattr(Trainer, "step", None)
     assert_same(run(tmp_path), reference)
+
+
+def test_a_finished_run_goes_on_from_an_earlier_checkpoint_that_is_left(reference, tmp_path, at_step):
+    folder, steps = without_weights(reference, tmp_path, checkpoint.NEWEST), []
+    left = checkpoint.read(folder / checkpoint.PREVIOUS)[1]["epoch"]
+    for n in range(1, 10):
+        at_step(n, steps.append)
+    assert_same(run(tmp_path), reference)
+    assert 1 <= left < 3 and len(steps) == 3 * (3 - left)
 
 
 def test_what_was_written_before_a_field_was_added_still_counts(reference, tmp_path):

@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import time
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -90,10 +91,14 @@ def pretrain(
         FloatingPointError: the loss became NaN or infinite; the message names the step.
         Interrupted: stopped by a signal or by `stop_after`; the state is saved.
     """
-    require("processes", processes, processes >= 1, "an integer of at least 1")
-    for name, limit in {"checkpoint_minutes": checkpoint_minutes, "stop_after": stop_after}.items():
-        require(name, limit, limit is None or 0 <= limit < math.inf, "a number of at least 0")
-    require("timeout_minutes", timeout_minutes, 0 < timeout_minutes <= 1e6, "a positive number, at most 1e6")
+    good = isinstance(processes, Integral) and processes >= 1
+    require("processes", processes, good, "an integer of at least 1")
+    good = isinstance(checkpoint_minutes, Real) and 0 <= checkpoint_minutes < math.inf
+    require("checkpoint_minutes", checkpoint_minutes, good, "a number of at least 0")
+    good = stop_after is None or (isinstance(stop_after, Real) and 0 <= stop_after < math.inf)
+    require("stop_after", stop_after, good, "a number of at least 0")
+    good = isinstance(timeout_minutes, Real) and 0 < timeout_minutes <= 1e6
+    require("timeout_minutes", timeout_minutes, good, "a positive number, at most 1e6")
     models.check_names(config)  # before data are fetched
     if processes > 1 and not by_torchrun():
         options = {"device": device, "compile": compile, "checkpoint_minutes": checkpoint_minutes}

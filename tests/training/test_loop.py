@@ -695,6 +695,15 @@ def test_bad_images_are_refused(tmp_path):
         run(tmp_path, images=tiny_images(15))
 
 
+@pytest.mark.parametrize("value", ["10", (10,), math.nan, -1], ids=repr)
+@pytest.mark.parametrize("name", ["checkpoint_minutes", "stop_after", "timeout_minutes", "processes"])
+def test_what_is_no_number_is_told_in_one_line(name, value, tmp_path):
+    message = f"{name}={value!r} is not allowed; it must be an? (positive |)(number|integer)"
+    with pytest.raises(ValueError, match=message.replace("(10,)", r"\(10,\)")):
+        run(tmp_path, **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
 # the command
 
 

@@ -99,6 +99,15 @@ def atomic(path: str | Path, keep: Path | None = None):
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: str | Path) -> None:
+    """Raises OSError, naming the file, where it cannot be written: before the work rather than after."""
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with contextlib.suppress(InterruptedError), atomic(path) as temporary:
+        temporary.write_bytes(bytes(4096))  # a full disk may still take an empty one
+        raise InterruptedError  # so that what is there stays
+
+
 @contextlib.contextmanager
 def _named(path: Path, temporary: Path | None = None):
     """Give an OSError the name of the file that was to be written; a write to a full disk gives none."""

@@ -15,7 +15,7 @@ import sys
 import torch
 from torch import Tensor
 
-from .. import hardware, results
+from .. import hardware, machine, results
 from ..config import TrainConfig, parse_options, require
 from ..data import augment
 from ..predictors import Predictor, SetPredictor, build_predictor
@@ -303,13 +303,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = TrainConfig.from_dict(parse_options(args.config))
         device, _ = hardware.choose(args.device, config.precision)
+        if args.out:
+            results.require_writable(results.resolve(args.out))
         step = step_parts(config, device, args.steps, compile=args.compile)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        large = [LARGE_DIM] if args.full or device.type == "cuda" else []
+        measured = record(config, device, step, predictor_costs((*DIMS, *large), device))
+        print_tables(measured)
+        if args.out:
+            results.write_json(results.resolve(args.out), measured)
+    except (ValueError, OSError) as error:
+        print(f"error: {machine.explain(error)}", file=sys.stderr)
         return 2
-    large = [LARGE_DIM] if args.full or device.type == "cuda" else []
-    measured = record(config, device, step, predictor_costs((*DIMS, *large), device))
-    print_tables(measured)
-    if args.out:
-        results.write_json(results.resolve(args.out), measured)
     return 0

@@ -2,10 +2,12 @@
 asserts a time."""
 
 import gc
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
 import pytest
@@ -200,6 +202,25 @@ def test_wrong_option_is_one_line(capsys):
     assert "eps=-1.0 is not allowed" in capsys.readouterr().err
     assert bench.main(["--steps", "0"]) == 2
     assert "steps=0 is not allowed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["file/record.json", "folder", "/proc/nope.json"])
+def test_where_no_record_can_be_written_is_told_before_timing(name, tmp_path, capsys, monkeypatch):
+    if name.startswith("/proc") and sys.platform != "linux":
+        pytest.skip("no /proc")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(bench, "step_parts", None)
+    assert bench.main(["--device", "cpu", "--out", str(tmp_path / name)]) == 2
+    assert re.fullmatch(rf"error: \S*{name.removesuffix('/record.json')}: .*\n", capsys.readouterr().err)
+
+
+def test_a_record_that_is_there_stays_until_the_new_one_is_complete(tmp_path, monkeypatch, capsys):
+    path = results.write_json(tmp_path / "record.json", {"old": 1})
+    monkeypatch.setattr(bench, "step_parts", Mock(side_effect=ValueError("bad")))
+    assert bench.main(["--device", "cpu", "--out", str(path)]) == 2
+    assert capsys.readouterr().err == "error: bad\n"
+    assert results.read_json(path) == {"old": 1} and len(list(tmp_path.iterdir())) == 1
 
 
 def test_figure_has_a_line_for_every_method_and_names_the_device(record):

@@ -161,6 +161,24 @@ def read_json(path: str | Path):
         ) from None
 
 
+def lacking(record, names) -> list[str]:
+    """Those of the names that a record does not have; a dot leads into a record in it.
+
+    >>> lacking({"linear": {"accuracy": 0.5}}, ["linear.accuracy", "linear.converged", "knn"])
+    ['linear.converged', 'knn']
+    """
+
+    def has(name: str) -> bool:
+        part = record
+        for key in name.split("."):
+            if not (isinstance(part, dict) and key in part):
+                return False
+            part = part[key]
+        return True
+
+    return [name for name in names if not has(name)]
+
+
 def _parse(text: str):
     def refuse(constant: str):
         raise ValueError(f"{constant} is no number")

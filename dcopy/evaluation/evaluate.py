@@ -39,6 +39,11 @@ log = logging.getLogger(__name__)
 FIRST = 8  # images whose features tell one function from another of the same weights
 LARGE = 200_000  # training images, from which on the linear probe is by SGD, on random crops
 HELD_OUT = 10_000  # of those, to choose its learning rate and C
+PROBE = (  # what reports read of a probe.json
+    *("name", "label", "method", "seed", "dataset", "linear.accuracy", "linear.converged", "knn"),
+    *("label_efficiency", "reference", "encoder_fingerprint"),
+    *("protocol.train", "protocol.test", "protocol.classes", "commit", "versions", "device", "finished"),
+)
 
 
 def cached_features(encoder: nn.Module, images: Tensor, folder: str | Path | None) -> np.ndarray:
@@ -198,7 +203,7 @@ def _probe(config, images, run_dir, options, record, encoder) -> dict:
     with results.locked(run_dir / record["name"], wait=True):  # two notebooks at a time, and one baseline
         for folder in (run_dir, *sorted(run_dir.parent.parent.glob("*/runs"))):  # of the other presets, too
             known = _read_probe(folder, record["name"])
-            if known and _is_on(known, config, fingerprint) and known == known | wanted:
+            if not _lacks(known) and _is_on(known, config, fingerprint) and known == known | wanted:
                 break
         else:
             known = {
@@ -233,8 +238,7 @@ def load_probes(results_dir: str | Path, runs: list[str] | None = None) -> list[
     Each has name, label, method, dataset, seed, baselines (names) and the keys of `evaluate`. The
     baselines are of method "pixels" or "random".
     """
-    found = (read_probe(path) for path in sorted(Path(results_dir).glob("runs/*/probe.json")))
-    probes = {probe["name"]: probe for probe in found}
+    probes = _by_name(sorted(Path(results_dir).glob("runs/*/probe.json")), read_probe)
     if runs:
         own = [probes[name] for name in runs if name in probes]
         names = {name for probe in own for name in (probe["name"], *probe["baselines"])}
@@ -242,14 +246,40 @@ def load_probes(results_dir: str | Path, runs: list[str] | None = None) -> list[
     return list(probes.values())
 
 
+def _by_name(paths: list[Path], read) -> dict[str, dict]:
+    """What files hold, by the name in it; where several have one name, that of the folder called so."""
+    found = {}
+    for path in paths:
+        record = read(path)
+        if record["name"] not in found or path.parent.name == record["name"]:
+            found[record["name"]] = record
+    return found
+
+
+def _lacks(probe) -> list[str]:
+    """What a probe.json has to have, and does not."""
+    lacks = results.lacking(probe, PROBE)
+    if not lacks:
+        own = [] if probe["method"] in ("pixels", "random") else ["baselines"]  # of a trained encoder
+        lacks = results.lacking(probe, own if probe["reference"] is None else [*own, "reference.best"])
+        for point in probe["label_efficiency"]:
+            found = results.lacking(point, ("labels_per_class", "accuracy_mean"))
+            lacks += [f"label_efficiency.{name}" for name in found]
+    return list(dict.fromkeys(lacks))
+
+
 def read_probe(path: Path) -> dict:
     """Raises ValueError, naming the file, where it is no probe.json or an accuracy is not in [0, 1]."""
     probe = results.read_json(path)
     try:
+        if lacks := _lacks(probe):
+            raise TypeError(f"it lacks {', '.join(lacks)}")
         accuracies = [probe["linear"]["accuracy"], probe["knn"]]
         accuracies += [point["accuracy_mean"] for point in probe["label_efficiency"]]
+        peeking = probe["reference"] or {}
+        accuracies += [peeking[name] for name in ("best", "last") if name in peeking]
         wrong = [value for value in accuracies if not 0 <= value <= 1]
-    except (KeyError, TypeError) as error:
+    except TypeError as error:
         raise ValueError(f"{path} is no complete probe ({error}); delete it to make it again") from None
     if wrong:
         raise ValueError(f"{path}: {wrong[0]} is no accuracy in [0, 1]; delete the file to make it again")
@@ -267,9 +297,18 @@ def load_results(results_dir: str | Path, runs: list[str] | None = None) -> tupl
         ValueError: there is no run, or none was probed.
     """
     folder = Path(results_dir)
-    names = runs or sorted(path.parent.name for path in folder.glob("runs/*/result.json"))
-    outcomes = [read_result(folder / "runs" / name / "result.json") for name in names]
-    probes = load_probes(folder, names)
+    paths = [folder / "runs" / name / "result.json" for name in runs or []]
+    outcomes = _by_name(paths or sorted(folder.glob("runs/*/result.json")), _read_outcome)
+    probes = load_probes(folder, runs or list(outcomes))
     if not (outcomes and probes):
         raise ValueError(f"{folder} holds no probed runs; `bash run_all.sh {folder.name}` makes them")
-    return outcomes, probes
+    return list(outcomes.values()), probes
+
+
+def _read_outcome(path: Path) -> dict:
+    result = read_result(path)
+    if path.parent.name != result["name"]:
+        log.warning(
+            "%s holds the run %s, as its result.json says, which counts once", path.parent, result["name"]
+        )
+    return result

@@ -15,6 +15,7 @@ from .. import results
 from ..config import METHODS, TrainConfig
 from ..evaluation import evaluate
 from ..training import health
+from ..training.runs import read_result
 from ..workflow import plan, presets
 from . import comparison
 from .tables import BASELINES, ORDER
@@ -61,7 +62,7 @@ def load(folder: Path, preset: str) -> list[dict]:
         if not (_plain(config) and (place / "result.json").exists() and (place / "probe.json").exists()):
             continue
         probe = evaluate.read_probe(place / "probe.json")
-        found[config.name] = (place, probe, results.read_json(place / "result.json"))
+        found[config.name] = (place, probe, read_result(place / "result.json"))
         for name in probe["baselines"]:
             path = runs / name
             if (path / "probe.json").exists():

@@ -15,6 +15,7 @@ import pandas as pd
 from .. import results
 from ..config import TrainConfig, require
 from ..evaluation import evaluate
+from ..training.runs import read_result
 from .tables import PEEKS, PEEKS_NOTE, UNCONVERGED, unconverged_notes
 
 DATASETS = {"stl10": "STL-10", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
@@ -125,7 +126,7 @@ def own_runs(folders: Iterable[str | Path]) -> dict[str, tuple[TrainConfig, dict
             probe = path.with_name("probe.json")
             if not path.parent.name.startswith(tuple(DATASETS)) or not probe.is_file():
                 continue
-            result = results.read_json(path)
+            result = read_result(path)
             config = TrainConfig.from_dict(result["config"])
             if config.epochs in EPOCHS and listed_as(config) in LISTED:
                 found[config.name] = (config, result, evaluate.read_probe(probe))

@@ -10,6 +10,7 @@ from pathlib import Path
 from .. import __version__, results
 from ..config import REPOSITORY
 from ..evaluation import evaluate
+from ..training.runs import read_result
 from ..workflow import plan, presets
 from ..workflow.outcome import clock
 from . import ablations, claims, comparison, health_limits, published, statements
@@ -132,7 +133,7 @@ def origin(folder: Path) -> str:
 
 def origin_of(preset: Path) -> str:
     """The runs of a preset, their commits and devices, and the date of the last file; '' without a run."""
-    outcomes = [results.read_json(path) for path in preset.glob("runs/*/result.json")]
+    outcomes = [read_result(path) for path in preset.glob("runs/*/result.json")]
     if not outcomes:
         return ""
     probes = [evaluate.read_probe(path) for path in preset.glob("runs/*/probe.json")]

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from .. import results
 from ..config import METHODS, TrainConfig
 from ..evaluation import evaluate
+from ..training.runs import read_result
 from ..workflow import presets
 from .published import DAGGER, NOT_RUN, mean_std, with_std
 
@@ -46,19 +46,20 @@ def rows(published: list[dict], folders: Iterable[str | Path] = ()) -> list[dict
         folders: of presets, such as results/*.
     """
     cells, listed = wanted(), _listed(published)
-    ours: dict[tuple, list[dict]] = {}  # probes by run and accumulate
+    ours: dict[tuple, dict[str, dict]] = {}  # probes by run and accumulate, and by name
     for folder in map(Path, folders):
         for path in sorted(folder.glob("runs/imagenet-*/result.json")):
-            config = TrainConfig.from_dict(results.read_json(path)["config"])
+            config = TrainConfig.from_dict(read_result(path)["config"])
             run, probe = dataclasses.replace(config, **FREE), path.with_name("probe.json")
             if run in cells and probe.is_file():
-                ours.setdefault((run, config.accumulate), []).append(evaluate.read_probe(probe))
+                own = ours.setdefault((run, config.accumulate), {})
+                own[config.name] = evaluate.read_probe(probe)
     found = []
     for run, cell in cells.items():
         theirs = listed.get((cell["setting"], cell["epochs"], cell["method"]), {})
         protocols = sorted(k for one, k in ours if one == run) or [None]
         for k in protocols:
-            probes = ours.get((run, k), [])
+            probes = list(ours.get((run, k), {}).values())
             linear = [probe["linear"] for probe in probes]
             found.append(
                 cell

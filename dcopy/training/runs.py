@@ -20,6 +20,10 @@ from .step import Trainer
 log = logging.getLogger(__name__)
 
 AGAIN = ".again"  # in the folder of a finished run: where it is trained again, its weights being gone
+RESULT = (  # what reports read of a result.json
+    *("name", "label", "config", "seconds", "commit", "versions", "device", "finished"),
+    *("metrics.projection_std", "metrics.effective_rank", "metrics.loss", "metrics.spectrum"),
+)
 
 
 @dataclass(frozen=True)
@@ -186,13 +190,16 @@ def read_result(path: Path) -> dict:
     """The content of a result.json, with the verdict that today's limits give.
 
     Raises:
-        ValueError: it is none, or was not written to its end.
+        ValueError: it is none, lacks what reports read, or its configuration is not known.
     """
     result = results.read_json(path)
-    if not (isinstance(result, dict) and _is_measured(result.get("metrics"))):
+    lacks = results.lacking(result, RESULT)
+    if lacks or not _is_measured(result["metrics"]):
+        what = ", ".join(lacks) or "metrics that are numbers"
         raise ValueError(
-            f"{path} is not a complete result of a run (it has no metrics); delete it to make it again"
+            f"{path} is not a complete result of a run (it lacks {what}); delete it to make it again"
         )
+    read_config(result["config"], path)
     return result | {"metrics": health.judged(result["metrics"])}
 
 
@@ -244,7 +251,7 @@ def finished_run(config: TrainConfig, folder: Path, fingerprint: str | None = No
     if not path.exists() or (folder / AGAIN / "result.json").exists():  # whose files are on their way
         return None
     result = read_result(path)
-    if "config" not in result or read_config(result["config"], path) != config:
+    if read_config(result["config"], path) != config:
         raise ValueError(f"{path} belongs to another configuration than {config.name}; move it away")
     if fingerprint is not None and result.get("data_fingerprint", fingerprint) != fingerprint:
         raise ValueError(

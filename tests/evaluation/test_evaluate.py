@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers.records import PROBE, result_of
 from helpers.tiny import tiny_config, tiny_images, tiny_run
 from torch import nn
 
@@ -15,7 +16,7 @@ from dcopy.evaluation.evaluate import cached_features, load_probes, load_results
 from dcopy.evaluation.features import RawPixels, extract_features, random_encoder
 from dcopy.models import Network
 from dcopy.training import checkpoint
-from dcopy.training.runs import FrozenEncoder
+from dcopy.training.runs import RESULT, FrozenEncoder, read_result
 from dcopy.training.step import Trainer
 
 
@@ -238,18 +239,95 @@ def test_probes_are_read_with_the_baselines_of_the_runs_asked_for(tmp_path):
     baselines = {"pixels": [], "random-0": [], "random-1": []}
     own = {"run-0": ["pixels", "random-0"], "run-1": ["pixels", "random-1"]}
     for name, behind in (baselines | own).items():
-        record = {"name": name, "linear": {"accuracy": 0.5}, "knn": 0.5, "label_efficiency": []}
-        record |= {"baselines": behind} if behind else {}
+        record = PROBE | {"name": name, "baselines": behind}
+        if not behind:
+            record |= {"method": name.partition("-")[0]}
+            del record["baselines"]
         results.write_json(tmp_path / "runs" / name / "probe.json", record)
     assert {probe["name"] for probe in load_probes(tmp_path)} == baselines.keys() | own.keys()
     assert {probe["name"] for probe in load_probes(tmp_path, ["run-1"])} == {"pixels", "random-1", "run-1"}
     with pytest.raises(ValueError, match="holds no probed runs"):
         load_results(tmp_path)  # none has a result
-    health = {"projection_std": 0.9, "effective_rank": 9.0}
-    results.write_json(tmp_path / "runs" / "run-0" / "result.json", {"name": "run-0", "metrics": health})
+    result = result_of(tiny_config(), name="run-0")
+    results.write_json(tmp_path / "runs" / "run-0" / "result.json", result)
     outcomes, probes = load_results(tmp_path)
-    assert outcomes == [{"name": "run-0", "metrics": health | {"verdict": "healthy"}}]
+    assert outcomes == [result | {"metrics": result["metrics"] | {"verdict": "healthy"}}]
     assert {probe["name"] for probe in probes} == {"pixels", "random-0", "run-0"}
+
+
+@pytest.mark.parametrize("copied", ["b (copy)", "Copy of b"])  # before and after it
+@pytest.mark.parametrize("asked", [None, ["a", "b"]])
+def test_a_copied_folder_is_no_run_more_and_said(asked, copied, tmp_path, caplog):
+    for name in ("a", "b", copied):
+        result = result_of(
+            tiny_config(), name=name[-1] if name == "Copy of b" else name[0], seconds=len(name)
+        )
+        results.write_json(tmp_path / "runs" / name / "result.json", result)
+        probe = PROBE | {"name": result["name"], "seconds": len(name)}
+        results.write_json(tmp_path / "runs" / name / "probe.json", probe)
+    both = load_results(tmp_path, asked)
+    assert [sorted((one["name"], one["seconds"]) for one in kind) for kind in both] == [
+        [("a", 1), ("b", 1)]
+    ] * 2
+    notes = (
+        [] if asked else [f"{tmp_path / 'runs' / copied} holds the run b, as its result.json says, which "]
+    )
+    assert [message.partition("counts")[0] for message in caplog.messages] == notes
+
+
+def without(record, name):
+    """The record without a part of it, which `linear.converged` names."""
+    first, _, rest = name.partition(".")
+    if rest:
+        return record | {first: without(record[first], rest)}
+    return {key: value for key, value in record.items() if key != name}
+
+
+POINT = {"labels_per_class": 1, "accuracy_mean": 0.5}
+WHOLE = PROBE | {"reference": {"best": 0.6, "last": 0.5}, "label_efficiency": [POINT]}
+WRONG = {
+    **{name: (without(WHOLE, name), f"it lacks {name}") for name in (*evaluate.PROBE, "baselines")},
+    "reference.best": (without(WHOLE, "reference.best"), "it lacks reference.best"),
+    "a point": (
+        WHOLE | {"label_efficiency": [{"accuracy_mean": 1}]},
+        "it lacks label_efficiency.labels_per_",
+    ),
+    "a list": ([], "it lacks name, label, "),
+    "best": (WHOLE | {"reference": {"best": 62.7, "last": 0.5}}, r"62.7 is no accuracy in \[0, 1\]"),
+    "last": (WHOLE | {"reference": {"best": 0.5, "last": -1}}, r"-1 is no accuracy in \[0, 1\]"),
+}
+
+
+@pytest.mark.parametrize("probe, message", WRONG.values(), ids=WRONG)
+def test_a_probe_that_lacks_what_reports_read_is_refused_by_name(probe, message, tmp_path):
+    whole = results.write_json(tmp_path / "whole.json", WHOLE)
+    assert evaluate.read_probe(whole) == WHOLE
+    path = results.write_json(tmp_path / "probe.json", probe)
+    with pytest.raises(ValueError, match=message) as caught:
+        evaluate.read_probe(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", RESULT)
+def test_a_result_that_lacks_what_reports_read_is_refused_by_name(name, tmp_path):
+    path = results.write_json(tmp_path / "result.json", without(result_of(tiny_config()), name))
+    with pytest.raises(ValueError, match=rf"{path} is not a complete result of a run .it lacks {name}\)"):
+        read_result(path)
+
+
+def test_every_committed_file_can_be_read():
+    for name, read in (("probe.json", evaluate.read_probe), ("result.json", read_result)):
+        paths = list(results.reference().glob(f"*/runs/*/{name}"))
+        assert paths and all(read(path) for path in paths)
+
+
+def test_a_probe_that_is_not_complete_is_made_anew(labelled, tmp_path):
+    run = one_epoch(tmp_path, labelled)
+    records = probe_runs([run], labelled, tmp_path, draws=1)
+    for record in records:
+        results.write_json(tmp_path / record["name"] / "probe.json", without(record, "knn"))
+    again = probe_runs([run], labelled, tmp_path, draws=1)
+    assert [record["knn"] for record in again] == [record["knn"] for record in records]
 
 
 def test_few_labels_are_as_many_as_the_smallest_class_has(labelled):

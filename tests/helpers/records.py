@@ -2,8 +2,25 @@
 
 from dcopy.config import TrainConfig
 
-PROBE = {"linear": {"accuracy": 0.5, "converged": True}, "knn": 0.5, "label_efficiency": []}  # in parts
+ORIGIN = {"commit": "abc", "versions": {"torch": "2.0"}, "device": "a GPU", "finished": "2024-01-01"}
+PROBE = {  # of a run
+    **{"name": "a run", "label": "DirectCopy", "method": "directcopy", "seed": 0, "dataset": "digits"},
+    **{"linear": {"accuracy": 0.5, "converged": True}, "knn": 0.5, "label_efficiency": []},
+    **{"reference": None, "encoder_fingerprint": "abc", "baselines": []},
+    "protocol": {"train": 100, "test": 100, "classes": 10},
+    **ORIGIN,
+}
 CIFAR = TrainConfig(dataset="cifar10", method="mlp", batch_size=32)
+
+
+def result_of(config: TrainConfig, **fields) -> dict:
+    """The result.json of a run, with `fields` in it and in its metrics."""
+    metrics = {"projection_std": 0.9, "effective_rank": 9.0, "loss": -1.0, "spectrum": [2.0, 1.0]}
+    metrics |= fields.pop("metrics", {})
+    own = {"name": config.name, "label": config.label, "config": config.to_dict(), "metrics": metrics}
+    return {**own, "seconds": 1.0, **ORIGIN, **fields}
+
+
 BENCH = {
     "config": TrainConfig(dataset="cifar10", precision="bf16").to_dict(),
     "step": {

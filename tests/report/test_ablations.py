@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.axes import labels_are_apart
+from helpers.records import PROBE, result_of
 from scipy import stats
 from torch import nn
 
@@ -101,9 +102,10 @@ def test_two_data_sets_agree_where_they_rank_the_settings_alike(order, verdict, 
         ]
         for (result, probe), point in zip(runs, points, strict=True):
             run = tmp_path / preset / "runs" / result["name"]
-            results.write_json(run / "result.json", result)
-            accuracies = {"linear": {"accuracy": point / 5}, "knn": 0.5, "baselines": []}
-            results.write_json(run / "probe.json", probe | accuracies)
+            config = TrainConfig.from_dict(result["config"])
+            results.write_json(run / "result.json", result_of(config))
+            linear = {"linear": {"accuracy": point / 5, "converged": True}}
+            results.write_json(run / "probe.json", PROBE | probe | linear)
     frames = ablations.beside(tmp_path)
     assert frames["digits"]["accuracy"].max() == 30 and frames["CIFAR-10"]["accuracy"].max() == 60
     assert set(frames["digits"]["labels"]) == {"one label per class"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 from helpers.axes import labels_are_apart
-from helpers.records import PROBE
+from helpers.records import PROBE, result_of
 
 from dcopy import results
 from dcopy.report import claim_figures, claims
@@ -26,16 +26,17 @@ def write_run(folder: Path, config, accuracy: float, rank: float) -> None:
     points = [{"labels_per_class": n, "accuracy_mean": accuracy - 1 / (n + 2)} for n in (1, 5, 10, 20, 100)]
     probe = PROBE | {
         **{"name": config.name, "label": config.label, "method": config.method, "seed": config.seed},
-        "linear": {"accuracy": accuracy},
+        "linear": {"accuracy": accuracy, "converged": True},
         "label_efficiency": [*points, {"labels_per_class": "all", "accuracy_mean": accuracy}],
         "baselines": ["pixels", f"random-{config.seed}"],
     }
-    metrics = {"projection_std": 0.9, "effective_rank": rank}
+    metrics = {"effective_rank": rank}
     results.write_json(folder / config.name / "probe.json", probe)
-    results.write_json(folder / config.name / "result.json", {"metrics": metrics})
+    results.write_json(folder / config.name / "result.json", result_of(config, metrics=metrics))
     for name, method, less in (("pixels", "pixels", 0.06), (f"random-{config.seed}", "random", 0.25)):
         few = [{**p, "accuracy_mean": p["accuracy_mean"] - less} for p in probe["label_efficiency"]]
-        other = {"name": name, "label": name, "method": method, "linear": {"accuracy": accuracy - less}}
+        linear = {"accuracy": accuracy - less, "converged": True}
+        other = {"name": name, "label": name, "method": method, "linear": linear}
         if config.method == "directcopy":
             results.write_json(folder / name / "probe.json", probe | other | {"label_efficiency": few})
 

@@ -5,7 +5,9 @@ import json
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from helpers.records import PROBE, result_of
 
+from dcopy.config import TrainConfig
 from dcopy.report import health_limits
 from dcopy.training import health
 from dcopy.workflow.plan import ROOT
@@ -74,10 +76,8 @@ def write(folder, name, accuracy, baselines=None):
     path = folder / "runs" / name
     path.mkdir(parents=True)
     points = [{"labels_per_class": 1, "accuracy_mean": accuracy}]
-    probe = {"name": name, "label_efficiency": points, "linear": {"accuracy": 0.9}, "knn": 0.9}
-    (path / "probe.json").write_text(json.dumps(probe | {"baselines": baselines or []}))
+    probe = PROBE | {"name": name, "label_efficiency": points, "baselines": baselines or []}
+    (path / "probe.json").write_text(json.dumps(probe))
     if baselines:
-        metrics = {"projection_std": 0.9, "effective_rank": 9.0, "verdict": "collapsed"}
-        (path / "result.json").write_text(
-            json.dumps({"name": name, "label": "DirectCopy", "metrics": metrics})
-        )
+        metrics = {"verdict": "collapsed"}
+        (path / "result.json").write_text(json.dumps(result_of(TrainConfig(), name=name, metrics=metrics)))

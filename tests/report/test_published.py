@@ -6,7 +6,7 @@ import subprocess
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from helpers.records import PROBE
+from helpers.records import PROBE, result_of
 
 from dcopy import results
 from dcopy.config import TrainConfig
@@ -28,9 +28,7 @@ def add_run(tmp_path):
     def add(folder: str, accuracy: float | None, converged: bool = True, used=None, **fields):
         config = TrainConfig(**{"dataset": "cifar10", **fields})
         path = tmp_path / folder / "runs" / config.name
-        results.write_json(
-            path / "result.json", {"config": config.to_dict(), "precision": used or config.precision}
-        )
+        results.write_json(path / "result.json", result_of(config, precision=used or config.precision))
         if accuracy is not None:
             linear = {"accuracy": accuracy, "converged": converged}
             probe = PROBE | {"linear": linear, "reference": {"best": accuracy + 0.01}}

@@ -5,7 +5,7 @@ import re
 import nbformat
 import pandas as pd
 import pytest
-from helpers.records import BENCH, LIGHTLY, PROBE
+from helpers.records import BENCH, LIGHTLY, PROBE, result_of
 
 import dcopy
 from dcopy import results
@@ -91,8 +91,7 @@ def _published() -> str:
 
 def _run(folder, config, **result):
     path = folder / "runs" / config.name
-    origin = {"config": config.to_dict(), "commit": "abc", "device": "a GPU"}
-    results.write_json(path / "result.json", origin | result)
+    results.write_json(path / "result.json", result_of(config, **result))
     probe = PROBE | {"linear": {"accuracy": 0.8125, "converged": True}, "reference": {"best": 0.8225}}
     results.write_json(path / "probe.json", probe | {"commit": "cba", "finished": "2024-01-01"})
 

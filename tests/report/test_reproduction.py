@@ -176,15 +176,18 @@ def test_missing_runs_are_told(rerun):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "kind, change, message",
     [
-        (accuracy("k-NN", float("nan")), "NaN is no number"),
-        (accuracy("1 a class", -100), "is no accuracy in"),
-        (lambda probe: probe.pop("linear"), "no complete probe"),
+        ("probe", accuracy("k-NN", float("nan")), "NaN is no number"),
+        ("probe", accuracy("1 a class", -100), "is no accuracy in"),
+        ("probe", lambda probe: probe.pop("linear"), "no complete probe"),
+        ("probe", lambda probe: probe.pop("versions"), "no complete probe .it lacks versions"),
+        ("result", lambda result: result.pop("name"), "not a complete result of a run .it lacks name"),
+        ("result", lambda result: result["config"].update(lr="a"), "lr='a' is not allowed"),
     ],
 )
-def test_a_damaged_record_is_refused_by_name(rerun, change, message):
-    (path,) = rerun.glob("runs/digits-none-seed1-*/probe.json")
+def test_a_damaged_record_is_refused_by_name(rerun, kind, change, message):
+    (path,) = rerun.glob(f"runs/digits-none-seed1-*/{kind}.json")
     edit(rerun, str(path.relative_to(rerun)), change)
     with pytest.raises(ValueError, match=message) as error:
         reproduction.check(rerun, QUICK)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from helpers.records import PROBE
+from helpers.records import PROBE, result_of
 
 from dcopy.report import published, table2
 from dcopy.workflow import presets
@@ -38,8 +38,8 @@ def test_published_numbers_stand_in_their_cells_and_what_was_not_run_says_so(ref
 def leave(folder, config, accuracy):
     place = folder / "runs" / config.name
     place.mkdir(parents=True)
-    (place / "result.json").write_text(json.dumps({"config": config.to_dict()}))
-    probe = PROBE | {"linear": {"accuracy": accuracy, "top5": 0.9}}
+    (place / "result.json").write_text(json.dumps(result_of(config)))
+    probe = PROBE | {"linear": {"accuracy": accuracy, "converged": True, "top5": 0.9}}
     (place / "probe.json").write_text(json.dumps(probe))
 
 

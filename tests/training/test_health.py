@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers.records import PROBE
 from helpers.tiny import tiny_config, tiny_run
 
 from dcopy.config import TrainConfig
@@ -111,8 +112,7 @@ def test_old_records_are_judged_by_todays_limits(tmp_path):
         old = {"projection_std": STD_LIMITS[0] / 2, "effective_rank": 9.0, "verdict": "healthy"}
         written = record | {"metrics": record["metrics"] | old} if name == "result.json" else record | old
         (run.folder / name).write_text(json.dumps(written) + "\n")
-    probe = {"linear": {"accuracy": 0.5}, "knn": 0.5, "label_efficiency": []}
-    (run.folder / "probe.json").write_text(json.dumps(probe | {"name": run.config.name, "baselines": []}))
+    (run.folder / "probe.json").write_text(json.dumps(PROBE | {"name": run.config.name}))
     again, (outcome,) = load_run(run.folder), load_results(tmp_path)[0]
     for record in (again.result["metrics"], again.metrics[-1], outcome["metrics"]):
         assert record["verdict"] == "collapsed"

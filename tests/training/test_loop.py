@@ -18,6 +18,7 @@ import pytest
 import torch
 from helpers.pictures import picture, put
 from helpers.processes import CONFIG, KILLS, SIGNALS
+from helpers.records import result_of
 from helpers.tiny import assert_same, tiny_config, tiny_images, tiny_run, untimed
 from safetensors.torch import save_file
 
@@ -541,12 +542,8 @@ def test_results_of_another_configuration_are_refused(tmp_path, at_step):
     folder = interrupted(tmp_path, at_step).rename(tmp_path / other.name)
     with pytest.raises(ValueError, match=r"the checkpoint in .* belongs to another configuration"):
         run(tmp_path, other)
-    record = {"metrics": {"projection_std": 1.0, "effective_rank": 9.0}}
-    results.write_json(folder / "result.json", record | {"config": CONFIG.to_dict()})
+    results.write_json(folder / "result.json", result_of(CONFIG))
     with pytest.raises(ValueError, match=r"result\.json belongs to another configuration than .*-none-"):
-        run(tmp_path, other)
-    results.write_json(folder / "result.json", record)
-    with pytest.raises(ValueError, match=r"result\.json belongs to another configuration"):
         run(tmp_path, other)
     (folder / "result.json").write_text('{"config"')
     with pytest.raises(ValueError, match=r"result\.json is not a complete JSON file"):
@@ -590,6 +587,14 @@ WRONG = {  # how a finished folder is spoilt, and what is said about it
     "result a list": (result(lambda record: []), r"result.json is not a complete result .*; delete it"),
     "result null": (result(lambda record: None), r"result.json is not a complete result"),
     "no health": (result(lambda record: record | {"metrics": {}}), r"result.json is not a complete result"),
+    "no configuration": (
+        result(lambda record: {name: value for name, value in record.items() if name != "config"}),
+        r"result.json is not a complete result of a run \(it lacks config\); delete it",
+    ),
+    "a field of the configuration": (
+        result(lambda record: record | {"config": record["config"] | {"lr": "a"}}),
+        r"result.json holds no configuration .* \(lr='a' is not allowed; it must be of type float\)",
+    ),
     "config a list": (result(lambda record: record | {"config": []}), "result.json holds no configuration"),
     "config of a newer version": (
         result(lambda record: record | {"config": record["config"] | {"new": 1}}),

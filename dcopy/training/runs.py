@@ -122,11 +122,11 @@ def go_on_from_fewer_epochs(
             if path.parent == folder or dataclasses.replace(other, **ours) != config:
                 continue
             tensors, header = checkpoint.load(path.parent)
-            place = header["epoch"], header["step"]
-            further = place <= (config.epochs, 0) and (best is None or place > best[0])
+            reached = header["epoch"], header["step"]
+            further = reached <= (config.epochs, 0) and (best is None or reached > best[0])
             if further and _may_hold(path.parent, other, fingerprint, count):
                 Trainer(config, header["channels"], "cpu").load_tensors(tensors)  # or one is missing
-                best = place, other.name, read_metrics(path.parent, place[0]), tensors, header
+                best = reached, other.name, read_metrics(path.parent, reached[0]), tensors, header
         except (ValueError, TypeError, KeyError, OSError, RuntimeError):  # it is not whole
             continue
     if best is not None:

@@ -58,10 +58,10 @@ def test_runs_that_differ_in_what_is_no_ablation_are_refused():
 def test_trials_beside_the_runs_of_the_preset_change_nothing(tmp_path):
     (own, *_) = presets.get("ablations").runs()
     for config in (own, dataclasses.replace(own, epochs=2)):
-        result, probe = outcome(0.5, **{k: v for k, v in config.to_dict().items() if v is not None})
+        _, probe = outcome(0.5, **{k: v for k, v in config.to_dict().items() if v is not None})
         run = tmp_path / "ablations" / "runs" / config.name
-        results.write_json(run / "result.json", result)
-        results.write_json(run / "probe.json", probe | {"knn": 0.5, "baselines": []})
+        results.write_json(run / "result.json", result_of(config, metrics={"verdict": "healthy"}))
+        results.write_json(run / "probe.json", PROBE | probe | {"linear": PROBE["linear"]})
     assert ablations.beside(tmp_path)["digits"]["name"].tolist() == [own.name]
 
 

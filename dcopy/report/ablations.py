@@ -65,6 +65,7 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
                 {
                     **TrainConfig.from_dict(outcome["config"]).to_dict(),  # older files lack some fields
                     "precision": results.precision(outcome),
+                    "asked": outcome["config"].get("precision"),
                     "name": outcome["name"],
                     "labels": "one label per class" if digits else "all labels",
                     "accuracy": 100 * (points[1] if digits else probe["linear"]["accuracy"]),
@@ -85,8 +86,14 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
 
 
 def select(frame: pd.DataFrame, ablation: str) -> pd.DataFrame:
-    """The rows of one ablation, in its order, with a column `setting`; empty where nothing was varied."""
+    """The rows of one ablation, in its order, with a column `setting`; empty where nothing was varied.
+
+    Runs that left their precision to the machine belong to the others, whichever it chose.
+    """
     shared = {"precision": frame["precision"].mode()[0]}  # of all but the ablation of precision itself
+    if ablation != "precision":
+        chosen_here = frame["precision"].where(frame["asked"] != "auto", shared["precision"])
+        frame = frame.assign(precision=chosen_here)
     configs = [TrainConfig(**shared | variant) for variant in ABLATIONS[ablation]]
     wanted = {configuration(config.to_dict()) for config in configs}
     chosen = frame[[configuration(row) in wanted for _, row in frame.iterrows()]]

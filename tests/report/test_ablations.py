@@ -81,6 +81,13 @@ def test_where_the_machine_chose_the_precision_its_choice_counts():
     assert ablations.select(frame(*runs), "precision")["setting"].tolist() == ["fp32", "bf16"]
 
 
+def test_where_machines_chose_differently_all_their_runs_count():
+    runs = [outcome(0.5, precision="auto", rho=rho) for rho in (0.0, 0.3, 0.8)]
+    for (result, _), used in zip(runs, ("bf16", "bf16", "fp32"), strict=True):
+        result["precision"] = used
+    assert ablations.select(frame(*runs), "rho")["setting"].tolist() == ["0", "0.3", "0.8"]
+
+
 def test_every_setting_of_an_ablation_has_a_name_of_its_own():
     """In one frame, where a field that not all methods have is NaN for the others."""
     runs = [outcome(0.5, **variant) for variants in ABLATIONS.values() for variant in variants]

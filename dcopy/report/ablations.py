@@ -60,12 +60,13 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
         if outcome["name"] in by_name:
             probe, health = by_name[outcome["name"]], outcome["metrics"]
             points = {p["labels_per_class"]: p["accuracy_mean"] for p in probe["label_efficiency"]}
-            digits = outcome["config"]["dataset"] == "digits"
+            config = TrainConfig.from_dict(outcome["config"])  # older files lack some fields
+            digits = config.dataset == "digits"
             rows.append(
                 {
-                    **TrainConfig.from_dict(outcome["config"]).to_dict(),  # older files lack some fields
+                    **config.to_dict(),
                     "precision": results.precision(outcome),
-                    "asked": outcome["config"].get("precision"),
+                    "asked": config.precision,
                     "name": outcome["name"],
                     "labels": "one label per class" if digits else "all labels",
                     "accuracy": 100 * (points[1] if digits else probe["linear"]["accuracy"]),

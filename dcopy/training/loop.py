@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import re
 import time
-from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ from .. import data, hardware, models, results
 from ..config import TrainConfig, require
 from ..data import augment
 from ..data.stored import StoredImages
+from ..predictors.running import is_finite, is_whole
 from ..progress import Progress
 from . import batches, checkpoint, health, launch, ranks
 from .graphs import FastStep
@@ -91,13 +90,12 @@ def pretrain(
         FloatingPointError: the loss became NaN or infinite; the message names the step.
         Interrupted: stopped by a signal or by `stop_after`; the state is saved.
     """
-    good = isinstance(processes, Integral) and processes >= 1
-    require("processes", processes, good, "an integer of at least 1")
-    good = isinstance(checkpoint_minutes, Real) and 0 <= checkpoint_minutes < math.inf
+    require("processes", processes, is_whole(processes, 1), "an integer of at least 1")
+    good = is_finite(checkpoint_minutes) and checkpoint_minutes >= 0
     require("checkpoint_minutes", checkpoint_minutes, good, "a number of at least 0")
-    good = stop_after is None or (isinstance(stop_after, Real) and 0 <= stop_after < math.inf)
+    good = stop_after is None or (is_finite(stop_after) and stop_after >= 0)
     require("stop_after", stop_after, good, "a number of at least 0")
-    good = isinstance(timeout_minutes, Real) and 0 < timeout_minutes <= 1e6
+    good = is_finite(timeout_minutes) and 0 < timeout_minutes <= 1e6
     require("timeout_minutes", timeout_minutes, good, "a positive number, at most 1e6")
     models.check_names(config)  # before data are fetched
     if processes > 1 and not by_torchrun():

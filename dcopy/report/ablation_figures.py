@@ -27,6 +27,8 @@ def heatmap(table: pd.DataFrame, title: str) -> Figure:
     figure, ax = plt.subplots(figsize=(1.0 * table.shape[1] + 2, 0.55 * table.shape[0] + 1.5))
     table = table.rename(columns=short, index=short)
     seaborn.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=ax, cbar_kws={"label": "accuracy (%)"})
+    for row, column in np.argwhere(table.isna().to_numpy()):
+        ax.text(column + 0.5, row + 0.5, "not run", ha="center", va="center")
     ax.set(title=title)
     ax.tick_params(axis="y", rotation=0)
     ax.grid(False)

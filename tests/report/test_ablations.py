@@ -185,6 +185,16 @@ def test_symmetry_counts_seeds_and_is_open_where_they_differ():
     assert "5.0 ± 15.0 points (paired, n = 2), which the seeds do not decide." in sentence
 
 
+def test_a_cell_that_was_not_run_says_so():
+    runs = [outcome(0.5, eps=eps, normalize=scale) for eps, scale in ((0.1, "none"), (1.0, "none"))]
+    chosen = ablations.select(frame(*runs, outcome(0.5, eps=0.1, normalize="spectral")), "eps")
+    grid = chosen.pivot_table(index="normalize", columns="eps", values="accuracy")
+    figure = ablation_figures.heatmap(grid, "")
+    shown = sorted(text.get_text() for text in figure.axes[0].texts)
+    assert shown == ["50.0", "50.0", "50.0", "not run"]
+    plt.close(figure)
+
+
 def test_settings_that_are_numbers_are_joined_and_words_are_not():
     table = frame(*(outcome(0.5, **variant) for variant in ABLATIONS["weight_decay"] + ABLATIONS["linear"]))
     numbers, words = (

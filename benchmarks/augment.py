@@ -1,6 +1,6 @@
 """Time the batched augmentation against torchvision's per-image transforms, same operations.
 
-    python benchmarks/augment.py --recipe cifar --device cpu --json results/augment.json
+    python benchmarks/augment.py --recipe cifar --device cpu --out results/bench/augment.json
 
 Both run in this process, in turn, so that what else the machine does falls on both. torchvision
 runs twice: on float tensors, which is what ours equals, and on PIL images, which is what most
@@ -17,7 +17,7 @@ import torch
 from torchvision.transforms import v2
 
 from dcopy import hardware, results
-from dcopy.bench.measure import positive
+from dcopy.bench.measure import out_file, positive
 from dcopy.data import augment
 
 SHAPES = {"digits": (1, 16, 16), "cifar": (3, 32, 32), "stl10": (3, 96, 96)}
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=positive, default=10)
     parser.add_argument("--device", help=hardware.WORDS)
     parser.add_argument("--compile", action="store_true", help="time the compiled batch, too (a minute more)")
-    parser.add_argument("--json", help="where to write the numbers, too")
+    parser.add_argument("--out", type=out_file, help="JSON file to write")
     args = parser.parse_args()
 
     recipe = augment.build(args.recipe)
@@ -129,10 +129,10 @@ def main() -> None:
         print(f"{way['way']:28}{way['images_per_second']:12,.0f} images/s{way['ours_is_faster_by']:10.1f}x")
     for part in parts:
         print(f"  {part['part']:26}{part['ms']:12.2f} ms{part['share']:16.0%}")
-    if args.json:
+    if args.out:
         record = {"recipe": args.recipe, "batch": args.images, "threads": torch.get_num_threads()}
         record |= {"ways": ways, "parts": parts, "provenance": results.provenance(args.device)}
-        results.write_json(args.json, record)
+        results.write_json(args.out, record)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from dcopy import data, results
-from dcopy.bench.measure import positive
+from dcopy.bench.measure import out_file, positive
 from dcopy.config import TrainConfig
 from dcopy.data import augment
 from dcopy.training import batches
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("dataset", nargs="?", default="imagenette", help="that is read from disk")
     parser.add_argument("--image-size", type=positive, default=64, help="pixels, side of a view")
-    parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--out", type=out_file, help="JSON file to write")
     parser.add_argument("--only", nargs=2, metavar=("WHAT", "TIMES"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcopy import data, hardware, results
-from dcopy.bench.measure import positive
+from dcopy.bench.measure import out_file, positive
 from dcopy.config import TrainConfig
 from dcopy.data import augment
 from dcopy.evaluation.evaluate import evaluate
@@ -264,7 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of lightly's DataLoader")
     parser.add_argument("--width", type=positive, help="of the encoders, smaller for a trial")
     parser.add_argument("--device", help=hardware.WORDS)
-    parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--out", type=out_file, help="JSON file to write")
     args = parser.parse_args(arguments)
     args.device, _ = hardware.choose(args.device)
     args.steps = args.steps or 4 * max(1, args.workers)  # fewer would time the latency of a batch

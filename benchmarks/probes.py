@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 from dcopy import data, results
+from dcopy.bench.measure import out_file
 from dcopy.evaluation import probes
 from dcopy.evaluation.evaluate import evaluate
 from dcopy.evaluation.features import RawPixels
@@ -24,7 +25,7 @@ TRAIN, TEST, DIM, CLASSES = 50_000, 10_000, 512, 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("dataset", nargs="?", help="whose raw pixels take all probes, such as cifar10")
-    parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--out", type=out_file, help="JSON file to write")
     given = parser.parse_args()
     try:
         images = data.load(given.dataset) if given.dataset else None

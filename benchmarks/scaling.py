@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dcopy import hardware, results
 from dcopy.bench.bench import random_images
-from dcopy.bench.measure import Clock, positive
+from dcopy.bench.measure import Clock, out_file, positive
 from dcopy.config import TrainConfig, parse_options
 from dcopy.data import augment
 from dcopy.training import ranks
@@ -149,7 +149,9 @@ def main() -> None:
     parser.add_argument("--config", nargs="*", default=CONFIG, metavar="name=value")
     parser.add_argument("--device")
     parser.add_argument("--steps", type=positive, default=20)
-    parser.add_argument("--out", help="JSON file; in results/reference, the table of docs/scaling.md follows")
+    parser.add_argument(
+        "--out", type=out_file, help="JSON file; in results/reference, the table of docs/scaling.md follows"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     config = TrainConfig.from_dict(parse_options(args.config))
@@ -162,8 +164,8 @@ def main() -> None:
     record = {"config": config.to_dict(), "rows": rows(args), "provenance": results.provenance(device)}
     print(table(record))
     if args.out:
-        out = results.write_json(results.resolve(args.out), record)
-    if args.out and results.reference() in out.parents:
+        results.write_json(args.out, record)
+    if args.out and results.reference() in args.out.parents:
         page = results.project_root() / "docs" / "scaling.md"
         begin, end = "<!-- measured:begin -->", "<!-- measured:end -->"
         before, _, rest = page.read_text(encoding="utf-8").partition(begin)

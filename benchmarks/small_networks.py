@@ -20,6 +20,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from dcopy import config, data, models, results
+from dcopy.bench.measure import out_file
 from dcopy.data import augment
 from dcopy.evaluation.features import extract_features
 from dcopy.evaluation.probes import knn_probe
@@ -171,7 +172,9 @@ def page(out) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
-    parser.add_argument("--out", default="results/bench/small-networks.json", help="JSON file to add to")
+    parser.add_argument(
+        "--out", type=out_file, default="results/bench/small-networks.json", help="JSON file to add to"
+    )
     parser.add_argument("--seconds", type=float, default=90, help="of processor time, for each method")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", default="0/1", help="i/n: every n-th trial, from the i-th")
@@ -185,7 +188,7 @@ def main() -> None:
     first, every = map(int, part.groups()) if part else (0, 0)
     if first >= every:
         parser.error(f"--part {arguments.part} is not allowed; it must be i/n, as 0/2 and 1/2")
-    out = results.resolve(arguments.out)
+    out = arguments.out
     fit, held = split(data.load("cifar10"), arguments.seed)
     for fields in trials[first::every]:
         words = [f"{name}={value}" for name, value in fields.items()] or ["conv, width 64, batches of 64"]

@@ -1,6 +1,6 @@
 """Cells of a phase diagram per second: the batched integrator against a plain Python loop.
 
-    python benchmarks/theory.py --grid 80 --json results/bench/theory.json
+    python benchmarks/theory.py --grid 80 --out results/bench/theory.json
 
 The loop solves the same equation to the same verdict in plain Python floats, one cell after the
 other, with SciPy's integrator and with a hand-written fourth-order one; it runs on a sample of
@@ -18,7 +18,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from dcopy import results, theory
-from dcopy.bench.measure import positive
+from dcopy.bench.measure import out_file, positive
 from dcopy.theory.explorer import Explorer
 from dcopy.theory.grid import cell_centres
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--grid", type=positive, default=80, help="cells along a side")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sample", type=positive, default=200, help="cells that the plain loops solve")
-    parser.add_argument("--json", help="also write the numbers to this file")
+    parser.add_argument("--out", type=out_file, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -96,8 +96,8 @@ def main() -> None:
         redraws.append(time.perf_counter() - started)
     record["redraw_ms"] = {"median": 1e3 * statistics.median(redraws), "slowest": 1e3 * max(redraws)}
     print("a slider redraws in {median:.0f} ms, at most {slowest:.0f} ms".format(**record["redraw_ms"]))
-    if arguments.json:
-        results.write_json(arguments.json, record)
+    if arguments.out:
+        results.write_json(arguments.out, record)
 
 
 if __name__ == "__main__":

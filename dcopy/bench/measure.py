@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from .. import machine, results
 from ..training.step import LOW
 
 KINDS = {  # of a GPU's kernels, by what their names hold; the first that fits
@@ -42,6 +43,16 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be an integer of at least 1")
     return int(text)
+
+
+def out_file(text: str) -> Path:
+    """A file that a script writes at its end, for `argparse`: refused before the work rather than after."""
+    path = results.resolve(text)
+    try:
+        results.require_writable(path)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(machine.explain(error)) from None
+    return path
 
 
 class Clock:

@@ -12,9 +12,7 @@ from ..config import METHODS, TrainConfig
 from ..evaluation.evaluate import load_results
 from ..evaluation.variance import summarize
 from ..workflow import presets
-from ..workflow.presets import ABLATIONS
-
-FIELDS = sorted({field for variants in ABLATIONS.values() for variant in variants for field in variant})
+from ..workflow.presets import ABLATED, ABLATIONS
 
 TITLES = {  # in words, for figures and sentences
     "eps": "ε and the scale of F",
@@ -55,12 +53,13 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
         ValueError: the runs differ in what no ablation varies, such as epochs; the message names it.
     """
     by_name = {probe["name"]: probe for probe in probes}
-    rows = []
+    rows, configs = [], []
     for outcome in outcomes:
         if outcome["name"] in by_name:
             probe, health = by_name[outcome["name"]], outcome["metrics"]
             points = {p["labels_per_class"]: p["accuracy_mean"] for p in probe["label_efficiency"]}
             config = TrainConfig.from_dict(outcome["config"])  # older files lack some fields
+            configs.append(config)
             digits = config.dataset == "digits"
             rows.append(
                 {
@@ -76,13 +75,7 @@ def ablation_frame(outcomes: list[dict], probes: list[dict]) -> pd.DataFrame:
                     "spectrum": health["spectrum"],
                 }
             )
-    for name in TrainConfig().to_dict().keys() - {*FIELDS, "seed"}:
-        values = list(dict.fromkeys(str(row[name]) for row in rows))
-        if len(values) > 1:
-            raise ValueError(
-                f"the runs differ in {name} ({', '.join(values)}), which is no ablation; "
-                "choose those of one value with the parameter `runs`"
-            )
+    presets.require_alike(configs)
     return pd.DataFrame(rows)
 
 
@@ -108,7 +101,7 @@ def select(frame: pd.DataFrame, ablation: str) -> pd.DataFrame:
 
 def configuration(values) -> tuple:
     """The fields that some ablation varies, of a configuration or a row of the frame."""
-    found = (values[field] for field in FIELDS)
+    found = (values[field] for field in ABLATED)
     return tuple(None if value != value else value for value in found)  # a frame has NaN for None
 
 

@@ -138,8 +138,9 @@ def origin_of(preset: Path) -> str:
         return ""
     probes = [evaluate.read_probe(path) for path in preset.glob("runs/*/probe.json")]
     last = max(record["finished"] for record in (*outcomes, *probes))
+    count = len({outcome["name"] for outcome in outcomes})  # a copied folder is no other run
     return (
-        f"`{preset.name}`: {len(outcomes)} runs, from {_all(outcomes, 'commit')} on "
+        f"`{preset.name}`: {count} runs, from {_all(outcomes, 'commit')} on "
         f"{_all(outcomes, 'device')}, probed by {_all(probes, 'commit')}; the last file is of {last}."
     )
 

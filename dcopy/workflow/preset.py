@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -122,9 +121,7 @@ def check_writable(folder: Path) -> None:
     """Raises OSError before any work is done, rather than after hours of it."""
     try:
         for part in (folder, folder / ".done", folder / "logs", folder / "notebooks"):
-            part.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=part) as file:
-                file.write(bytes(4096))  # a full disk may still take an empty one
+            results.require_writable(part / "a file")
     except OSError as error:
         where = f"cannot write to {machine.explain(ValueError(folder))}: {error.strerror}"
         message = f"{where}; --results DIR chooses another place"

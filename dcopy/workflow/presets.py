@@ -102,6 +102,7 @@ ABLATIONS = {
     "precision": [{"method": "directcopy", "precision": precision} for precision in ("fp32", "bf16")],
 }
 ABLATION_VARIANTS = tuple(variant for variants in ABLATIONS.values() for variant in variants)
+ABLATED = sorted({name for variant in ABLATION_VARIANTS for name in variant})
 SMALL_ABLATIONS = (
     *ABLATIONS["weight_decay"],
     *ABLATIONS["ema"],
@@ -261,7 +262,8 @@ def with_options(preset: Preset, options: list[str]) -> Preset:
     A field with several numbers, as in epochs=100,300, makes a variant for each.
 
     Raises:
-        ValueError: not of that form, a name that is unknown, or a value that a run refuses.
+        ValueError: not of that form, a name that is unknown, a value that a run refuses, or several where
+            ablations need one.
 
     >>> preset = with_options(get("quick"), ["seeds=2", "methods=directcopy,none", "epochs=5"])
     >>> [(run.method, run.seed, run.epochs) for run in preset.runs()]
@@ -283,8 +285,19 @@ def with_options(preset: Preset, options: list[str]) -> Preset:
             preset = dataclasses.replace(preset, variants=variants)
         else:
             raise ValueError(f"option {name!r} is unknown; it must be {one_of(['seeds', 'methods', *known])}")
-    preset.runs()  # raises on a value that a run refuses
+    runs = preset.runs()  # raises on a value that a run refuses
+    if "06_ablations" in preset.notebooks:
+        require_alike(runs)
     return preset
+
+
+def require_alike(runs: list[TrainConfig]) -> None:
+    """Raise ValueError, naming the field, where runs differ in what no ablation varies, such as epochs."""
+    for item in dataclasses.fields(TrainConfig):
+        values = dict.fromkeys(str(getattr(run, item.name)) for run in runs)
+        if len(values) > 1 and item.name not in (*ABLATED, "seed"):
+            where = f"the runs differ in {item.name} ({', '.join(values)})"
+            raise ValueError(f"{where}, which no ablation varies; choose one")
 
 
 def _with_value(preset: Preset, name: str, value) -> list[dict]:

@@ -1,6 +1,7 @@
 """The benchmark's bookkeeping: parts add up, files have their fields, counts are right. No test
 asserts a time."""
 
+import argparse
 import gc
 import re
 import runpy
@@ -213,6 +214,14 @@ def test_where_no_record_can_be_written_is_told_before_timing(name, tmp_path, ca
     monkeypatch.setattr(bench, "step_parts", None)
     assert bench.main(["--device", "cpu", "--out", str(tmp_path / name)]) == 2
     assert re.fullmatch(rf"error: \S*{name.removesuffix('/record.json')}: .*\n", capsys.readouterr().err)
+
+
+def test_a_script_is_told_before_its_work_where_it_cannot_write(tmp_path):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"{tmp_path}: Is a directory"):
+        measure.out_file(str(tmp_path))
+    assert measure.out_file("results/bench/new.json") == ROOT / "results/bench/new.json"
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        assert script.read_text().count('"--out"') == script.read_text().count("type=out_file"), script
 
 
 def test_a_record_that_is_there_stays_until_the_new_one_is_complete(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """README.md says what the files say, and its example runs."""
 
 import re
+import shutil
 
 import nbformat
 import pandas as pd
@@ -133,6 +134,8 @@ def test_each_preset_names_its_commits_and_devices(full_project):
         "- `quick`: 2 runs, from abc, bcd on a GPU, probed by cba; the last file is of 2024-05-05.",
     ]
     assert readme.origin(folder) in part
+    (copied,) = (folder / "cifar10/runs").iterdir()
+    shutil.copytree(copied, copied.with_name(f"{copied.name} copy"))
     _run(folder / "smoke", TrainConfig(dataset="cifar10"), finished="2025")
     _run(folder / "mine", TrainConfig(lr=0.1), finished="2025")  # of which the README shows nothing
     assert readme.results_part(folder) == part

@@ -265,6 +265,13 @@ def test_wrong_words_are_refused_with_exit_code_2(project, words, complaint):
     assert not (project / "results").exists()
 
 
+def test_ablations_of_several_protocols_are_refused():
+    with pytest.raises(ValueError, match=r"the runs differ in epochs \(20, 40\), which no ablation varies"):
+        presets.with_options(presets.get("ablations"), ["epochs=20,40"])
+    presets.with_options(presets.get("quick"), ["epochs=20,40"])
+    presets.with_options(presets.get("ablations"), ["epochs=20", "eps=0.1,0.3", "seeds=2"])
+
+
 def test_a_parameter_that_a_notebook_does_not_declare_is_refused_before_anything_runs(project):
     toy_project.write_notebook(project / "notebooks/05_paper_tables.ipynb", toy_project.RESULTS, "1")
     code, output = toy_project.finish(project, *ONE)

@@ -353,3 +353,17 @@ def test_of_a_run_that_collapsed_to_a_point_no_direction_survives():
         and "For 1 more, collapsed to one point, it is undefined." in one["sentence"]
     )
     plt.close(ablation_figures.surviving_directions({"0.04": gone}))
+
+
+def test_what_notebook_06_says_of_eps_is_in_the_files():
+    frames = {
+        name: ablations.select(table, "eps") for name, table in ablations.beside(results.reference()).items()
+    }
+    means = {name: table.groupby(["normalize", "eps"])["accuracy"].mean() for name, table in frames.items()}
+    for found in means.values():
+        assert all(found[scale].idxmin() == 1 for scale in ("frobenius", "spectral"))
+    photographs, digits = means["CIFAR-10"], means["digits"]
+    assert photographs["none"].is_monotonic_increasing and not digits["none"].is_monotonic_increasing
+    for scale in ("frobenius", "spectral"):
+        assert photographs[scale].idxmax() in (0.1, 0.3)
+        assert photographs[scale].max() > photographs[scale][0.01] + 1

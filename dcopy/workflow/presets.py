@@ -296,8 +296,10 @@ def require_alike(runs: list[TrainConfig]) -> None:
     for item in dataclasses.fields(TrainConfig):
         values = dict.fromkeys(str(getattr(run, item.name)) for run in runs)
         if len(values) > 1 and item.name not in (*ABLATED, "seed"):
-            where = f"the runs differ in {item.name} ({', '.join(values)})"
-            raise ValueError(f"{where}, which no ablation varies; choose one")
+            raise ValueError(
+                f"the runs differ in {item.name} ({', '.join(values)}), which no ablation varies; "
+                "choose one, in notebook 06 with the parameter `runs`"
+            )
 
 
 def _with_value(preset: Preset, name: str, value) -> list[dict]:
